@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from textual.dom import DOMNode
     from textual.screen import Screen
 
+    from elite_tui.action import Action
     from elite_tui.client.calls import Engine
     from elite_tui.screens.app_screen import AppScreen, Elite
     from elite_tui.state import AppState
@@ -213,7 +214,13 @@ class EliteApp(App[str]):
         from elite_tui.screens.help import HelpScreen
 
         if not isinstance(self.screen, HelpScreen):
-            self.push_screen(HelpScreen(self._screen_name))
+            self.push_screen(HelpScreen(self._screen_name), self._chosen_in_help)
+
+    def _chosen_in_help(self, action: Action | None) -> None:
+        """Runs the action that was clicked, on the screen under the help."""
+        if action is not None and (not action.screens or self.screen.check_action(action.name, ())):
+            node = self.screen if action.screens else self
+            self.call_later(node.run_action, action.name)
 
     def action_show_runs(self) -> None:
         """Switches to the list of runs, and from there back."""

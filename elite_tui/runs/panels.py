@@ -169,7 +169,7 @@ def _inner_line(view: RunView, inner: StepProgress, width: int) -> Content:
 
 def _ended_lines(view: RunView, width: int) -> list[Content]:
     if view.failed is None:
-        return [Content.styled("press enter for the result", "$muted")]
+        return [Content.styled("press enter, or click here, for the result", "$muted")]
     message, hint = printable(view.failed.message), printable(view.failed.hint)
     return [
         *(Content.styled(line, "$text-error") for line in textwrap.wrap(message, width)[:LINES_OF_TROUBLE]),

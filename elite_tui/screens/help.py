@@ -1,4 +1,4 @@
-"""Shows a screen's keys, from the same table as the bindings."""
+"""Shows a screen's keys, from the same table as the bindings. A click on one does what the key does."""
 
 from __future__ import annotations
 
@@ -17,13 +17,32 @@ from elite_tui.screen_list import SCREENS
 if TYPE_CHECKING:
     from textual.app import ComposeResult
     from textual.binding import BindingType
+    from textual.events import Click
 
 
-class HelpScreen(ModalScreen[None]):
-    """The actions of one screen and the global ones."""
+class HelpRow(Horizontal):
+    """One action; a click closes the help and runs it."""
+
+    def __init__(self, action: Action) -> None:
+        super().__init__(id=f"help-{action.name}", classes="action")
+        self._action = action
+
+    def compose(self) -> ComposeResult:
+        """Composes keys, label and help."""
+        yield Static(_keys(self._action), classes="keys", markup=False)
+        yield Static(self._action.help, classes="what", markup=False)
+
+    def on_click(self, event: Click) -> None:
+        """Closes the help with the action as its answer."""
+        event.stop()
+        self.screen.dismiss(self._action)
+
+
+class HelpScreen(ModalScreen[Action | None]):
+    """The actions of one screen and the global ones. Its answer is the action that was clicked."""
 
     CSS_PATH = "help.tcss"
-    BINDINGS: ClassVar[list[BindingType]] = [("escape,f1,enter,q,question_mark", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [("escape,f1,enter,q,question_mark", "dismiss(None)", "Close")]
 
     def __init__(self, screen_name: str) -> None:
         super().__init__()
@@ -40,10 +59,8 @@ class HelpScreen(ModalScreen[None]):
             ):
                 yield Static(title, classes="section", markup=False)
                 for action in actions:
-                    with Horizontal(classes="action"):
-                        yield Static(_keys(action), classes="keys", markup=False)
-                        yield Static(action.help, classes="what", markup=False)
-            yield Static("the mouse works too", classes="section muted")
+                    yield HelpRow(action)
+            yield Static("a click on a line does what its key does", classes="section muted")
 
 
 def _keys(action: Action) -> Content:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import on
 from textual.containers import Grid, Horizontal, Vertical
 from textual.content import Content
+from textual.events import Click
 from textual.widgets import Input
 
 from elite_tui.actions import bindings_for, screen_actions
@@ -170,7 +171,7 @@ class MonitorScreen(RunCommands, ChartScreen):
         told = sum(1 for one in view.happenings if one.remedy)
         counted = f"Events {view.happening_count:,}" + (f" · ! {told}" if told else "")
         found = f"“{pane.highlight}”: {pane.shown:,} of {len(view.log):,} lines" if pane.highlight else "search"
-        level = "all" if self._least == LEVELS[0] else f"{self._least} and graver"
+        level = "all" if self._least == LEVELS[0] else f"{self._least} and above"
         log = Choice(key="l", label="Log", action="toggle_pane", chosen=True)
         events = Choice(key="l", label=counted, action="toggle_pane", chosen=True)
         self.query_one("#log-tabs", ChoiceBar).show(
@@ -306,6 +307,12 @@ class MonitorScreen(RunCommands, ChartScreen):
         self._leave_grid()
         self._least = LEVELS[(LEVELS.index(self._least) + 1) % len(LEVELS)]
         self._filter_log()
+
+    @on(Click, "#progress")
+    def _progress_clicked(self) -> None:
+        """Opens the result of a run that has ended, as the line says."""
+        if self.check_action("show_result", ()):
+            self.action_show_result()
 
     @on(Input.Changed, "#search")
     def _search_typed(self) -> None:

@@ -278,7 +278,7 @@ async def test_searching_the_log_and_its_levels():
         await until(pilot, lambda: len(pane.rows) == 3)
         await pilot.press("v", "v")
         assert [row.text for row in pane.rows] == ["cannot SAVE"]
-        assert "warning and graver" in text_of(app, "#log-tabs")
+        assert "warning and above" in text_of(app, "#log-tabs")
         await pilot.press("slash", "escape")
         assert len(pane.rows) == 3
         assert not app.screen.query_one("#search", Input).display
