@@ -254,8 +254,12 @@ def _quality(run: OpenRun) -> list[Figure]:
     latest, before = run.view.latest_evaluation, run.view.first_evaluation
     now = number_in_words(latest.perplexity if latest else None)
     if latest and before and latest is not before and latest.perplexity is not None and before.perplexity:
+        from engine.evaluation.words import too_few_updates
+
         change = latest.perplexity / before.perplexity - 1
-        now += f"  {'▼' if change < 0 else '▲'} {abs(change):.0%}"
+        # An arrow after a few updates would be a verdict.
+        sign = "=" if too_few_updates(run.view.done_steps) else "▼" if change < 0 else "▲"
+        now += f"  {sign} {abs(change) if sign != '=' else change:.0%}"
     rows: list[Figure] = [
         (1, "perplexity", (now,)),
         (2, "  before", (number_in_words(before.perplexity if before else None),)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -10,13 +11,15 @@ from textual.widgets import Digits
 
 from elite_tui.runs.finish_line import finish_line
 from elite_tui.runs.function_diffs import AT_ONCE, function_diffs
+from elite_tui.runs.open_runs import OpenRun
+from elite_tui.runs.panels import figures
 from elite_tui.runs.report import RunReport, Sample, ScoredPerplexity, read_report
 from elite_tui.runs.view import RunView
 from elite_tui.screens.app_screen import EVERYTHING
 from elite_tui.screens.export import ExportScreen
 from elite_tui.themes import THEMES
 from elite_tui.widgets.choice_bar import ChoiceBar
-from engine.protocol import Envelope, EvalCompleted, RunFinished
+from engine.protocol import Envelope, EvalCompleted, RunFinished, StepCompleted
 from tests.tui.support import screen_of, settled, text_of, until
 from tests.tui.test_run_snapshots import GPU_RUN, SAMPLES, result_of
 
@@ -84,6 +87,20 @@ def test_the_evaluation_that_the_engine_writes_is_read(tmp_path):
     found = read_report(tmp_path).perplexity
     assert found is not None
     assert (found.before, found.after, found.low, found.high, found.files) == (9.0, 8.1, -0.2, -0.05, 2)
+
+
+@pytest.mark.parametrize(("steps", "shown"), [(29, "19.00  = -5%"), (30, "19.00  ▼ 5%")])
+def test_the_monitor_has_no_arrow_after_too_few_updates_either(steps, shown):
+    run = OpenRun(key="k", path=Path("/r"))
+    for number, perplexity in ((0, 20.0), (steps, 19.0)):
+        if number:
+            done = StepCompleted(
+                step=number, total_steps=99, epoch=0.1, loss=1.0, lr=1.0, grad_norm=1.0, tokens=1, tokens_per_second=1.0
+            )
+            run.view.apply(Envelope(run="r", seq=0, time=1.0, event=done))
+        scored = EvalCompleted(step=number, loss=1.0, perplexity=perplexity, tokens=1)
+        run.view.apply(Envelope(run="r", seq=1, time=1.0, event=scored))
+    assert shown in "\n".join(line.plain for line in figures(run, (60, 40)))
 
 
 # --- diffs -----------------------------------------------------------------------------------------------------
