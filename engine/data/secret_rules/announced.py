@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from engine.assets import asset
 from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
-from engine.data.secret_rules.values import Evidence, entropy, is_placeholder, is_secretive
+from engine.data.secret_rules.values import Evidence, entropy, is_placeholder, is_secretive, is_sequence
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -109,8 +109,20 @@ def announced(words: list[str]) -> Iterator[tuple[str, str]]:
         for match in kind.pattern.finditer(joined):
             value = match[0]
             # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
-            if len(set(value)) > 7 and "EXAMPLE" not in value and entropy(value) >= kind.entropy:
+            varied = len(set(value)) > 7 and "EXAMPLE" not in value and entropy(value) >= kind.entropy
+            if varied and not (is_sequence(value) or _is_part(joined, match)):
                 yield kind.name, value
+
+
+_DATA_BEFORE, _DATA_AFTER = re.compile(r"[A-Za-z0-9+/]{0,24}$"), re.compile(r"[A-Za-z0-9+/]{0,24}")
+
+
+def _is_part(joined: str, match: re.Match[str]) -> bool:
+    """Tells whether dots say that a value is shortened, or it stands within encoded data."""
+    before = _DATA_BEFORE.search(joined, max(0, match.start() - 24), match.start())
+    after = _DATA_AFTER.match(joined, match.end())
+    around = (before[0] if before else "") + (after[0] if after else "")
+    return joined.startswith(("...", "…"), match.end()) or (len(around) >= 24 and is_random_looking(around))
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
@@ -118,15 +130,18 @@ _TWO_DIGITS = re.compile(r"\d\D*\d")
 _LONG_WORD = re.compile(r"[a-z]{10}|[A-Z]{12}|\.\w+\.|_[a-z]+_")
 _TELLING = re.compile(
     r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth(?!or(?!i[sz]))"
-    r"|webhook|session|bearer|jwt"
+    r"|webhook|session(?!_?dir)|bearer|jwt"
 )
 _KEYS = re.compile(r"key|token(?!i[sz])|secret|auth|pass|api|cred|login|dsn|sid\b")
 _DIGEST = re.compile(
-    r"sha\d|md5|hash|digest|checksum|commit|revision|rev\b|integrity|etag|fingerprint|public|uuid|guid|version|blob|tree|index|nonce|client_?id|app_?id"
+    r"sha\d|md5|hash|digest|checksum|\btag\b|tag[\"']?[ \t]{0,4}[:=(]|cipher|encrypted|wrapped"
+    r"|commit|revision|rev\b|integrity|etag|fingerprint"
+    r"|public|uuid|guid|version|blob|tree|index|nonce|client_?id|app_?id"
     r"|[cx]srf|authenticity|verificationtoken"
 )
 
 _OTHER_NAME = re.compile(
+    r"(?:next|prev\w*|page|continuation|cursor)_?token\W{1,12}$|<enc[\w:-]{0,20}>$|\{s?sha\d{0,3}\}$|\w[/\\]{1,4}$|"
     r"(?:\b|_)(?:ref|state|code|csrf|node_?id|cursor|signature|iv"
     r"|(?:credential|account|user|tenant|project|request)_?id)"
     r"\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
@@ -166,6 +181,8 @@ def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]
             before = lower[line:start]
             if not (_DIGEST.search(before) or _OTHER_NAME.search(before)):
                 after = lower[end : end + 60].split("\n", 1)[0]
+                if after.startswith(("://", "...")):
+                    return
                 told = _TELLING.search(before) is not None or _TELLING.search(after) is not None
                 if not told and not _KEYS.search(before):
                     pass

@@ -96,6 +96,8 @@ def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, 
     """Returns the value, if one may stand there and it looks like a secret."""
     start, end = match.span("value")
     until = _until(text, start, end)
+    if text[start] == "&":
+        return None  # the next parameter of a query
     if not (is_secretive(text[start:end], stem.evidence) or is_secretive(text[start:until], stem.evidence)):
         return None
     evidence = evidence_of(text, match, stem)

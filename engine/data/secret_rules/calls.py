@@ -57,6 +57,8 @@ _FILLED = re.compile(
 "A field that a test of an interface finds by its name and fills in."
 _CHARACTERS = re.compile(r"\"(?P<value>[^\"\n\\]{5,200})\"\.toCharArray\(\)")
 "Java takes passwords as arrays, which can be wiped."
+_SCHEMES = frozenset(["json", "yaml", "xml", "jdbc", "r2dbc", "urn", "data", "file", "sqlite"])
+"What an address of a database begins with, behind which its user and password are given."
 _ARGUMENT = re.compile(r"(?P<gap>[^\n\"'`;\\=]{0,60}(?:\n[ \t]{0,60})?)(?P<q>[\"'`])")
 
 
@@ -90,12 +92,17 @@ def _arguments(text: str, lower: str, place: int, evidence: Evidence, part: str)
             return
         # Variables before it are arguments, too.
         place_of = number + argument["gap"].lstrip(",").count(",")
+        if number and argument["gap"].lstrip()[:1] == "+":
+            return  # the same argument goes on
         span = literal(text, argument.start("q"))
         if span is None or span[1] - span[0] > 400:
             return
         user, colon, value = text[slice(*span)].partition(":")
-        if value.startswith("//"):
-            return  # a URL, which is looked at for itself
+        if user.lower() in _SCHEMES:
+            place = span[1] + 1
+            continue
+        if value.startswith(("//", '"')):
+            return  # a URL, which is looked at for itself, or a tag of a field
         if not number and colon and user.isalnum() and user.isascii():
             # "user:password", to be encoded.
             span = span[0] + len(user) + 1, span[1]

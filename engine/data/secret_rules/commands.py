@@ -94,7 +94,13 @@ def commands(source: SearchedText) -> Iterator[Found]:
         for match in _CURL.finditer(text):
             start, end = match.span(match.lastgroup or 0)
             user, colon, value = text[start:end].partition(":")
-            if colon and value[:1] not in ("/", "\\") and not user.isdigit() and is_secretive(value, Evidence.PASSWORD):
+            if (
+                colon
+                and value != user
+                and value[:1] not in ("/", "\\")
+                and not user.isdigit()
+                and is_secretive(value, Evidence.PASSWORD)
+            ):
                 yield "password on a command line", start + len(user) + 1, end
 
 

@@ -11,6 +11,8 @@ _ENCODED = re.compile(r"(?<![A-Za-z0-9+/])(?:[A-Za-z0-9+/]{24,}|[A-Za-z0-9_-]{24
 _FIRST = 24
 "Characters that are decoded first: most words of this length are no base64 of text."
 _LONGEST = 65_536
+_LEAST_KEY = 100
+"Characters of a key block; shorter ones are its marks alone."
 _KEY_BLOCK, _PRIVATE = "LS0tLS1CRUdJTi", ("UFJJVkFUR", "BSSVZBVE", "QUklWQVRF")
 "Base64 of how a key block begins, and of PRIVATE at each of the three places where it may stand."
 
@@ -21,7 +23,8 @@ def encoded(words: list[str], searched: Callable[[str], bool]) -> Iterator[tuple
         for match in _ENCODED.finditer(word):
             value = match[0]
             if value.startswith(_KEY_BLOCK) and any(part in value[:64] for part in _PRIVATE):
-                yield "private key", value
+                if len(value) >= _LEAST_KEY:
+                    yield "private key", value
             elif len(value) <= _LONGEST and decoded_ascii(value[:_FIRST]) is not None:
                 decoded = decoded_ascii(value.rstrip("="))
                 if decoded is not None and searched(decoded):

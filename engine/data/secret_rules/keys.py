@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from engine.data.secret_rules.searched_text import SearchedText
+from engine.data.secret_rules.values import words_share
 
 Found = tuple[str, int, int]
 _BEGIN = re.compile(r"-----BEGIN (?P<what>[A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?)-----")
@@ -26,7 +27,11 @@ _WORD = re.compile(r"[^\s\"'`,;|>#*\\]+")
 _FULL_LINE = re.compile(r"[A-Za-z0-9+/]{32,}")
 _LAST_LINE = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _CHECKSUM = re.compile(r"=[A-Za-z0-9+/]{4}")
-_MATERIAL = re.compile(r"[A-Za-z0-9+/=]{16,}")
+_MATERIAL = re.compile(r"(?=[A-Za-z+/=]{0,80}\d)[A-Za-z0-9+/=]{16,}")
+"Names in code have no digit."
+_PEM_HEADER = re.compile(r"(?:[\s\"'+]|\\{1,8}[nr]|(?:Proc-Type|DEK-Info|Version|Comment): [^\n\\\"']{0,100})*")
+_SEALED = re.compile(r"ENC\[[A-Z0-9_]{3,20},(?:data|[a-z]+):[^\]\n]{0,20000}\]")
+"What sops encrypted."
 
 
 def public_blocks(text: str) -> list[tuple[int, int]]:
@@ -40,7 +45,15 @@ def public_blocks(text: str) -> list[tuple[int, int]]:
         end = text.find("-----", match.end(), match.end() + _KEY_LENGTH)
         if text.startswith(f"-----END {match['what']}", end) and _is_base64(text[match.end() : end]):
             found.append((match.start(), end))
+    if "ENC[" in text:
+        found += [match.span() for match in _SEALED.finditer(text)]
+        found.sort()
     return found
+
+
+def _holds_material(text: str, start: int, end: int) -> bool:
+    """Tells whether base64 stands there, and not only the names of code that writes a key."""
+    return any(words_share(match[0]) < 0.6 for match in _MATERIAL.finditer(text, start, end))
 
 
 def _is_base64(block: str) -> bool:
@@ -66,8 +79,9 @@ def key_blocks(source: SearchedText) -> Iterator[Found]:
                     line := re.compile(r"[\s\"'+\\nr,|>-]{0,40}[A-Za-z0-9+/=]{40,}").match(text, end)
                 ) and line.end() < limit:
                     end = line.end()
+            start_of_material = _PEM_HEADER.match(text, start, max(start, end)).end()  # type: ignore[union-attr]
             shortened = end - start < _SHORTENED and "..." in text[start:end]
-            if _MATERIAL.search(text, start, end) and not shortened:
+            if _holds_material(text, start_of_material, end) and not shortened:
                 yield "private key", start, end
     position = text.find("PuTTY-User-Key-File") if source.has("putty-") else -1
     while position >= 0:

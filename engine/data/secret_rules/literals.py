@@ -9,9 +9,10 @@ import functools
 import re
 from collections.abc import Collection, Iterator
 
-from engine.data.secret_rules.names import TAIL, evidence_of, name_places, says_other_thing, stems
+from engine.data.secret_rules.names import TAIL, evidence_of, name_places, name_start, says_other_thing, stems
+from engine.data.secret_rules.other_things import is_public
 from engine.data.secret_rules.searched_text import SearchedText, line_start
-from engine.data.secret_rules.values import Evidence, is_secretive
+from engine.data.secret_rules.values import Evidence, is_digest, is_secretive
 
 Span = tuple[int, int]
 _QUOTE = r"(?P<esc>\\{0,8})(?P<q>[\"`]|(?<![&<])')"
@@ -45,6 +46,18 @@ _READS = re.compile(
 )
 "Calls that are given a name and its value."
 _KEYWORD = re.compile(r"default\w*\s*[:=]\s*$|value\s*=\s*$")
+_TAG = re.compile(r"<[\w:-]{1,40}\s[^<>]{0,80}=\s{0,4}$|</\w")
+"Another tag's attribute, or text behind the end of a tag."
+_NEXT_ARGUMENT = re.compile(
+    r"(?:^|.*[\s,(])(?!default|value|fallback|(?:val|content|text|string|data|body|help)\b)[\w.:-]{1,40}"
+    r"\s{0,4}[=:]\s{0,4}$",
+    re.DOTALL,
+)
+"A name in a list, and the next argument with its own name."
+_APART = (",", " ")
+_OBTAINS = re.compile(r"(?:^|[^a-z])(?:get|generate|create|fetch|request|obtain|find|load|derive|issue)[\w-]{0,30}$")
+"What a call's name begins with that returns a secret: what it is given is none."
+_LONGEST_NAME = 40
 _SCHEME = re.compile(r"\s*(?:bearer|basic|token|apikey|api-key|key|digest)[ :=]+", re.IGNORECASE)
 
 
@@ -80,6 +93,13 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
         return
     if not named and gap.strip() and not match["esc"] and in_string(text, place, match["q"]):
         return  # the mark closes a string in which the name stands among other words
+    if _TAG.search(gap) or (named and gap[:1] in _APART and _NEXT_ARGUMENT.match(gap)):
+        return
+    begin = name_start(text, place)
+    if named and gap.startswith(",") and text[begin - 1] not in "\"'`":
+        return  # the end of a text in a list, and the next text
+    if _OBTAINS.search(lower[max(0, place - _LONGEST_NAME) : place]) and gap.startswith("("):
+        evidence = max(Evidence.NEAR, evidence)
     given: Evidence | None = _linked(gap, evidence, named=named)
     position = match.start("esc")
     for _ in range(_MOST):
@@ -87,7 +107,13 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
         if span is None:
             return
         start, end = span
-        if given is not None and is_secretive(text[start:end], given):
+        if is_digest(text[start:end]) or is_public(text[start:end]):
+            return  # a public key may go on in the next literals
+        if (
+            given is not None
+            and is_secretive(text[start:end], given)
+            and text[start:end] != text[begin : match.end("tail")]
+        ):
             yield without_scheme(text, start, end)
         follow = _NEXT.match(lower, _after_literal(text, end))
         if follow is None:
@@ -104,8 +130,9 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
 
 def _linked(gap: str, evidence: Evidence, *, named: bool) -> Evidence | None:
     """Returns the evidence for a literal by what stands between it and its name."""
-    if gap.startswith(",") and "\n" in gap and not named:
-        return None  # the next argument, on a line of its own
+    if gap.startswith(",") and "\n" in gap:
+        # The next argument, or the next text of a list, on a line of its own.
+        return max(evidence, Evidence.NEAR) if named else None
     gap = gap.strip()
     if not gap or _FALLBACK.search(gap):
         return evidence

@@ -13,6 +13,13 @@ Found = tuple[str, int, int]
 _KIND_SECRET = re.compile(r"^[ \t]{0,20}[\"']?kind[\"']?[ \t]*:[ \t]*[\"']?secret[\"']?,?[ \t]*$", re.MULTILINE)
 _DATA = re.compile(r"^(?P<indent>[ \t]{0,20})(?:string)?data:[ \t]*$", re.MULTILINE)
 _ENTRY = re.compile(r"(?P<indent>[ \t]*)[\"']?(?P<key>[\w.-]{1,120})[\"']?:[ \t]*(?P<value>[^\n]*)\n?")
+_LEAST_KEY = 100
+"Characters of a key in base64; shorter ones are its marks alone."
+_BETWEEN = re.compile(r"^[ \t]{0,20}(?:---|```|~~~)[^\n]*$", re.MULTILINE)
+"Parts a document from the next, or from the text around it."
+_BLOCK_LINE = re.compile(r"(?P<indent>[ \t]+)[^\n]+\n?")
+_OTHER_ENTRY = re.compile(r"(?:crt|cert|ca|pub|namespace|url|host|user|username)$")
+"Keys whose values are no secrets: certificates, places, names."
 _AUTH = re.compile(
     r"\\{0,8}[\"'](?:auth|identitytoken|registrytoken|_auth)\\{0,8}[\"'][ \t]*:[ \t]*\\{0,8}"
     r"[\"'](?P<value>[\w+/=.-]{8,4000})\\{0,8}[\"']"
@@ -49,7 +56,8 @@ def manifests(source: SearchedText) -> Iterator[Found]:
                 yield "registry login", *match.span("value")
     if any(map(source.has, ("key-data", "tls.key", "ssh-private", "dockerc", "id_rsa"))):
         for match in _KEY_DATA.finditer(lower):
-            if not is_placeholder(text[slice(*match.span("value"))]):
+            value = text[slice(*match.span("value"))]
+            if not is_placeholder(value) and (len(value) >= _LEAST_KEY or not value.startswith("LS0tLS1CRUdJTi")):
                 yield "key data", *match.span("value")
     for match in _PGPASS.finditer(text) if source.has(":5432:") or source.has(":*:") else ():
         if is_secretive(match["value"], Evidence.PASSWORD):
@@ -59,7 +67,7 @@ def manifests(source: SearchedText) -> Iterator[Found]:
 def _kubernetes(text: str, lower: str) -> Iterator[Found]:
     """Yields every value below data and stringData of the documents whose kind is Secret."""
     begin = 0
-    for document in re.split(r"(?m)^---[^\n]*$", lower):
+    for document in _BETWEEN.split(lower):
         if _KIND_SECRET.search(document):
             for data in _DATA.finditer(document):
                 position = data.end() + 1
@@ -68,13 +76,15 @@ def _kubernetes(text: str, lower: str) -> Iterator[Found]:
                     value = text[start:end].strip()
                     start += len(text[start:end]) - len(text[start:end].lstrip())
                     position = entry.end()
+                    if _OTHER_ENTRY.search(entry["key"]):
+                        continue
                     if value[:1] in ("|", ">"):
                         first = position
-                        while (line := re.compile(r"(?P<indent>[ \t]+)[^\n]+\n?").match(document, position)) and len(
-                            line["indent"]
-                        ) > len(entry["indent"]):
+                        while (line := _BLOCK_LINE.match(document, position)) and len(line["indent"]) > len(
+                            entry["indent"]
+                        ):
                             position = line.end()
-                        if position > first:
+                        if is_kubernetes_value("".join(text[begin + first : begin + position].split())):
                             yield "Kubernetes secret", begin + first, begin + position
                         continue
                     inner = value.strip("\"'")
@@ -82,7 +92,7 @@ def _kubernetes(text: str, lower: str) -> Iterator[Found]:
                     if len(inner) >= 4 and is_kubernetes_value(inner):
                         yield "Kubernetes secret", start, start + len(inner)
         begin += len(document)
-        marked = re.compile(r"---[^\n]*").match(lower, begin)
+        marked = _BETWEEN.match(lower, begin)
         begin = marked.end() if marked else begin
 
 
@@ -90,7 +100,5 @@ def is_kubernetes_value(value: str) -> bool:
     """Tells whether it is a value, in base64 or not, and no reference, word or number."""
     decoded = decoded_ascii(value)
     if decoded is not None and len(value) >= 8:
-        return (not is_placeholder(decoded.strip()) and is_secretive(decoded.strip(), Evidence.PASSWORD)) or (
-            len(value) >= 16 and not is_placeholder(decoded)
-        )
+        return is_secretive(decoded.strip(), Evidence.PASSWORD)
     return is_secretive(value, Evidence.PASSWORD)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.assets import asset
-from engine.data.secret_rules.searched_text import SearchedText, line_start, places
+from engine.data.secret_rules.searched_text import SearchedText, is_random_looking, line_start, places
 from engine.data.secret_rules.values import Evidence
 
 if sys.version_info >= (3, 11):
@@ -30,7 +30,14 @@ _GIVEN = re.compile(r"\\{0,8}[\"'`*]{0,3}[ \t]*(?:\)?[ \t]{0,4}[!=]==?|[:=：>]|
 _GIVEN_KEY = re.compile(r"[\w.-]{0,20}\\{0,8}[\"'`]?\]?[ \t]{0,8}(?::=|=>|[=:])[ \t]{0,8}\\{0,8}[\"'`]|[\"']>")
 "What follows a key of one knows not what, where a literal is its value."
 _ENVIRONMENT_KEY = re.compile(r"_KEY=[^\s\"'`$(]{16,200}(?:[ \t]*\\?$|\Z)", re.MULTILINE)
+_RESOURCE = re.compile(r"arn:[\w:/*-]*$")
+"An identifier of a cloud's resource, of which the name is a part."
+_ORDINALS = frozenset(["first", "second", "third", "next", "last", "each", "single", "two", "one", "final", "render"])
+_DATA = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
+_LONG_DATA = 48
+"Characters of encoded data side by side; names are shorter."
 _BEFORE = re.compile(r"([A-Za-z]+) $")
+_PUBLIC = re.compile(r"public|pub_?key|ssh-(?:rsa|ed)")
 _LONGEST = 40
 "Characters of an identifier before a stem."
 
@@ -106,9 +113,18 @@ def name_places(text: str, lower: str, stem: Stem) -> Iterator[int]:
         yield place
 
 
+def name_start(text: str, place: int) -> int:
+    """Returns where the identifier begins in which a stem stands."""
+    begin = place
+    while begin > 0 and place - begin < _LONGEST and (text[begin - 1].isalnum() or text[begin - 1] in "_.-:"):
+        begin -= 1
+    return begin
+
+
 def says_other_thing(tail: str) -> bool:
     """Tells whether what follows a telling name says that its value is no secret: its id, its length, its file."""
-    return any(word in _words("other_thing") for word in _split(tail))
+    other = _words("other_thing")
+    return any(word in other or (word.endswith("s") and word[:-1] in other) for word in _split(tail))
 
 
 def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
@@ -126,23 +142,40 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
     # "secret_key" is one; "token_key" is what a token is stored under.
     if says_other_thing(tail) or ("key" in _split(tail) and not stem.text.startswith("secret")):
         return None
-    begin = start
-    while begin > 0 and start - begin < _LONGEST and (text[begin - 1].isalnum() or text[begin - 1] in "_.-:"):
-        begin -= 1
+    if (
+        text[start].isupper()
+        and text[tail_start - 1].isupper()
+        and tail[:1].isupper()
+        and not _COMPOUND.match(tail.lower())
+    ):
+        return None  # another word in capital letters
+    begin = name_start(text, start)
     prefix = text[begin:start]
     if prefix[-1:].isalpha() and (words := _glued().get(stem.text)) is not None:
         camel = text[start].isupper() and prefix[-1].islower()
         if not camel and not prefix.lower().endswith(words):
             return None
     before = _split(prefix)[-2:]
+    if prefix.count(":") > 2 or _RESOURCE.search(text, max(0, begin - _LONGEST), start) is not None:
+        return None
+    if _within_data(text, start, tail_start):
+        return None
+    if stem.text == "salt" and "signature" in prefix.lower():
+        return None
+    if stem.text == "pass" and ((before and before[-1] in _ORDINALS) or text[begin - 1 : begin + 5] == "=pass:"):
+        return None  # of several passes; a filter's argument
     if any(word in _words("no_secret") for word in before) and (
         stem.evidence != Evidence.PASSWORD or any(word in _words("no_password") for word in before)
     ):
         return None
+    if stem.text == "auth" and before[-1:] == ["basic"] and text.startswith("(", match.end("tail")):
+        return None  # a call with a user and a password, which engine.data.secret_rules.calls looks at
     if stem.text == "key":
         return _evidence_of_key(text, match, before, prefix, begin)
     if stem.text in ("auth", "bearer", "otp", "jwt", "pat"):
         return Evidence.NEAR
+    if stem.text == "pwd" and not prefix and text[begin - 1 : begin] == "$":
+        return None  # the shell's variable
     if (
         stem.text == "pwd"
         and not prefix
@@ -155,7 +188,21 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
     return stem.evidence
 
 
+def _within_data(text: str, start: int, end: int) -> bool:
+    """Tells whether a stem stands within encoded data, which holds all short ones somewhere."""
+    first = start
+    while first > 0 and text[first - 1] in _DATA and start - first < _LONG_DATA:
+        first -= 1
+    while end < len(text) and text[end] in _DATA and end - first < _LONG_DATA:
+        end += 1
+    return end - first >= _LONG_DATA and is_random_looking(text[first:end])
+
+
 def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix: str, begin: int) -> Evidence | None:
+    if not prefix and text[begin - 1 : begin] in ("<", "/"):
+        return None  # a tag of a list of properties
+    if before and before[-1] in _words("public_key"):
+        return None
     if not prefix and (word := _BEFORE.search(text, max(0, begin - 20), begin)) is not None:
         before = [word[1].lower()]  # "Signing key: …"
     # A query's "key" is an API's.
@@ -163,7 +210,7 @@ def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix:
         return Evidence.NAMED
     if any(word in _words("before_key") for word in before) or prefix.lower().rstrip("_-. ").endswith(_glued()["key"]):
         return Evidence.NAMED
-    if "public" in text[line_start(text, begin, 100) : begin].lower():
+    if _PUBLIC.search(text[line_start(text, begin, 100) : begin].lower()):
         return None
     told = before and before[-1] not in _words("plain_key")
     given = told and (_GIVEN_KEY.match(text, match.start("tail")) or _ENVIRONMENT_KEY.match(text, match.start() - 4))

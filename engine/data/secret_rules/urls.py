@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from engine.data.secret_rules.encoded import decoded_ascii
+from engine.data.secret_rules.other_things import is_definition, is_name
 from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive, is_wordlike
 
@@ -14,6 +15,7 @@ _IN_URL = re.compile(r"://(?P<user>[^\s:/'\"<>`]{0,80}):(?P<value>[^\s/'\"<>{}`]
 _SOURCE_NAME = re.compile(r"(?<![\w/:.])[\w.-]{1,60}:(?P<value>[^\s/'\"<>{}`@:]{3,200})@(?:tcp|unix|udp)\(")
 "Go's names of MySQL's sources, which begin without a scheme."
 _USER_ONLY = re.compile(r"https?://(?P<value>[\w.~-]{20,200})@[\w.-]+")
+_PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
 _HEX = re.compile(r"[0-9a-f]+$")
 _SHORT_WORD = re.compile(r"[a-z]{1,6}$")
 _URL_PLACEHOLDER = re.compile(
@@ -39,9 +41,15 @@ def urls(source: SearchedText) -> Iterator[Found]:
     for match in _IN_URL.finditer(text):
         value = match["value"]
         # The last @ before the host ends the password.
-        word = value == match["user"] or (
-            value.isalpha() and value.isascii() and value.islower() and is_wordlike(value)
+        # FTP's anonymous users give an address.
+        word = (
+            value == match["user"]
+            or match["user"] in ("anonymous", "ftp")
+            or (value.isalpha() and value.isascii() and value.islower() and is_wordlike(value))
         )
+        bare = _PERCENT.sub("", value)
+        if len(bare) < 3 or "[" in bare or "]" in bare or is_name(value, is_wordlike) or is_definition(value):
+            continue
         if not (word or _URL_PLACEHOLDER.match(value) or _SHORT_WORD.match(value) or _is_reference(value)):
             yield "password in a URL", *match.span("value")
     for match in _USER_ONLY.finditer(text):
@@ -54,7 +62,7 @@ def urls(source: SearchedText) -> Iterator[Found]:
 def _is_reference(value: str) -> bool:
     return bool(
         re.search(
-            r"\$\{|\$\(|\{\{|%\(|\$[A-Z]|^%|example|passw|your|secret$|placeholder|redacted|xxx|\*\*\*|•|%[sdvq]",
+            r"\$\{|\$\(|\{\{|%\(|\$[A-Z]|^%|example|passw|your|secret$|placeholder|redacted|xxx|\*\*\*|•|%[sdvq]|^:|^\\u",
             value,
             re.IGNORECASE,
         )

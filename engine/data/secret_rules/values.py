@@ -10,6 +10,21 @@ from enum import IntEnum
 from itertools import pairwise
 
 from engine.assets import asset
+from engine.data.secret_rules.other_things import (
+    encoded_words,
+    is_address,
+    is_ciphertext,
+    is_code,
+    is_counted_up,
+    is_definition,
+    is_identifier,
+    is_list,
+    is_monotonous,
+    is_name,
+    is_prose,
+    is_public,
+    is_template,
+)
 
 
 class Evidence(IntEnum):
@@ -42,13 +57,15 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 _REFERENCE = re.compile(
-    r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
+    r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|\*\.[a-z]|\{\$\w+\}|\\\([a-z]\w*|^\[\w+\]\.\[|^\$\.\w|\[[A-Z][a-z]\]|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
     r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
     r"|^#\{|^:[a-z_]+(?:\d*|=\w{0,20})$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
     r"|:/bin/\w{0,4}sh$|\]\(|^\[@|^\.\\{0,8}\"?[a-z_]{1,40}\\{0,8}\"?[\[.]|\.\*|\(\$[a-z]|AES(?:128|256)-|SHA(?:256|384)(?::|$)"
-    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)$|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
+    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]"
+    r"|%24\(|^\\{1,4}u[^0-9a-f]|%[\w.]{2,40};|^[\[{]\\{0,4}[\"']|<[a-z][a-z _-]{2,30}>|\[[A-Z_]{4,40}\]"
+    r"|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
     r"|^\(\w{1,40}:[\d.]{3,60}:=|^[A-Z][A-Z\d_]{3,40}=/"
     r"|^/(?:usr|app|home|var|opt|etc|root|bin|lib|tmp|srv|mnt)/?[\w/.:=-]*$|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC[\[(]|^W/\"|^\w{1,20}:\\?\"|^\(\(.*\)\)$|^@[\w.-]{1,80}[:/?]|^file:|^env:|\\[dwsbDWSB]|^\^|[)\]}*+?]\$$|^urn:|^data:",
 )
@@ -76,7 +93,8 @@ _SNAKE = re.compile(
 )
 "A name of several parts, each of letters of one size with a number behind."
 _DIGEST_PREFIX = re.compile(
-    r"^(?:sha\d+|md5|blake\d\w?|\{?ssha\d*\}?)[-:=$}]|^\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\$", re.IGNORECASE
+    r"^(?:sha\d+|md5|blake\d\w?|signature|\{?ssha\d*\}?)[-:=$}]|^md5[0-9a-f]{32}$|^\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\$",
+    re.IGNORECASE,
 )
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", re.IGNORECASE)
 _HEX = re.compile(r"^(?:0x)?[0-9a-fA-F]+$")
@@ -125,14 +143,14 @@ def is_placeholder(value: str) -> bool:
     bare = value.lstrip("\\'\"")
     if _PLACEHOLDER.search(value) or _REFERENCE.search(bare) or _LOCATION.search(value) or len(set(value)) < 4:
         return True
-    if _is_sequence(value):
+    if is_sequence(value):
         return True
     if (call := _CALL.match(value)) is not None and (len(call[1]) <= 3 or words_share(call[1]) >= 0.5):
         return True
     return _PATH.match(value) is not None and words_share(value) >= 0.4
 
 
-def _is_sequence(value: str) -> bool:
+def is_sequence(value: str) -> bool:
     """Tells whether letters and digits mostly follow each other in their order: 1234567890abcdef, abcd1234."""
     codes = [ord(c) for c in value.lower() if c.isalnum()]
     steps = sum(second - first in (1, -1, -9) for first, second in pairwise(codes))
@@ -154,6 +172,21 @@ def words_share(value: str) -> float:
     return words / counted if counted else 1.0
 
 
+def _is_other_thing(value: str, evidence: Evidence) -> bool:
+    """Tells whether a value is no secret by what it is made of; where a password is due, only by what is sure."""
+    if is_ciphertext(value) or is_address(value) or is_monotonous(value) or is_counted_up(value):
+        return True
+    if (text := encoded_words(value)) is not None:
+        text = text.strip()
+        if is_prose(text) or is_placeholder(text) or is_name(text, is_wordlike):
+            return True
+    if is_public(value) or is_definition(value):
+        return True
+    if evidence == Evidence.PASSWORD:
+        return is_identifier(value, 4) and is_name(value, is_wordlike)
+    return is_template(value) or is_code(value) or is_list(value) or is_name(value, is_wordlike)
+
+
 _ESCAPE = re.compile(r"&#?\w{1,8};|\\{1,8}(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|[nrtabfv0])")
 
 
@@ -163,11 +196,14 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
     if "\\" in value or "&" in value:
         value = _ESCAPE.sub("", value)
     value = value.strip("\"'`")
+    if "%2F" in value:
+        value = value.replace("%2F", "/")
     if (
         len(value) < 5
         or len(value) > 4096
         or is_placeholder(value)
         or is_digest(value)
+        or _is_other_thing(value, evidence)
         or _UNIT.search(value.strip("\\()[]"))
     ):
         return False
@@ -181,7 +217,7 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
             evidence <= Evidence.PASSWORD and digits >= 4 and bool(re.search(r"[!@#$%^&*]", value)) and len(value) > 7
         )
     if _UUID.search(value):
-        return evidence <= Evidence.NAMED
+        return evidence == Evidence.NAMED  # a password is hardly one, but a product with "pass" in its name has one
     if " " in value or "\t" in value or "\n" in value:
         return _is_secretive_phrase(value, evidence)
     if any(ord(c) > 0x2E7F for c in value):

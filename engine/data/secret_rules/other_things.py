@@ -1,0 +1,154 @@
+"""Tells values that stand where secrets stand, but are something else: code, addresses, names, ciphertext, words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+
+from engine.data.secret_rules.encoded import decoded_ascii
+
+_CIPHERTEXT = re.compile(
+    r"^<enc[\w:-]{0,20}>|^AQICAH|^CiQA|^\{cipher\}|^\$ANSIBLE_VAULT|^ENC[\[(]|^Fe26\.2\*\*|^vault:v\d:|^\d\.[A-Za-z0-9+/]{20,}={0,2}(?:\||$)|^\$\{?encrypted"
+)
+"How what is encrypted begins: by name, by AWS's and Google's key services, by Ansible, sops, iron, Vault."
+_ADDRESS = re.compile(
+    r"^(?=[0-9a-fA-F]*:[0-9a-fA-F]*:)(?:[0-9a-fA-F]{0,4}:){2,8}(?:[0-9a-fA-F]{0,4}|\d{1,3}(?:\.\d{1,3}){3})(?:%\w{1,20})?(?:/\d{1,3})?$"
+    r"|^(?:[0-9a-fA-F]{2}[:-]){5,}[0-9a-fA-F]{2}$|^\d{1,3}(?:\.\d{1,3}){3}(?:[:/]\d{1,5})?$"
+)
+"Of networks: IPv6, MAC, IPv4; and fingerprints."
+_REGION = re.compile(r"^[a-z]{2,6}(?:-gov)?-[a-z]{4,10}-?\d{1,2}[a-z]?$")
+"A cloud's region or zone."
+_SLOT = re.compile(
+    r"%(?:\d\$)?[+#-]?\d{0,3}[sdvqxi](?![A-Za-z0-9])"
+    r"|\{\d{0,2}(?:[:!][^{}]{0,12})?\}|<[a-z][\w .-]{1,40}>|\[[A-Za-z][A-Za-z_ -]{2,40}\]"
+    r"|\{\{?[ ]?[a-z][\w.]{1,40}[ ]?\}"
+)
+"What a value is put into, or a word that stands for one."
+_CODE = re.compile(
+    r"^[*&!(]{0,2}(?:\[\]|map\[)?[*&]?[A-Za-z_]\w{0,40}(?:(?:\.|::|->)[A-Za-z_]\w{0,60}){0,8}"
+    r"(?:\(\)|[({\[]|\{\}|\]\(|\)\.\w+)\)?[,;]?$"
+    r"|^[*&][a-z]\w{0,40}\.[A-Z]\w{0,60}$|^\[\]\w{1,40}\{?|^(?:[a-z]{2,10}\.){1,3}[A-Z]\w{1,40}$"
+    r"|\.[a-z_]{3,40}\(|\w\(\[\]byte\(|^[A-Z]?[a-z_-]{2,30}=[({\[]?$"
+    r"|^\(\w[\w.]{1,60}\)\.\w|^[.:]{1,2}[a-z]\w{2,60}(?:\(\)?)?$"
+    r"|^(?:\[\]|[*&]){1,3}[a-z]\w{0,40}\.[A-Z]|^[A-Za-z]\w{2,30}:\d{1,6}$|^new [A-Z]"
+    r"|^func\(|=>\s|^\w+\(\w*\)$|^(?:[a-z]{2}\w{0,30}\.){1,6}[a-z]\w{1,30}\($"
+)
+"Types, calls, constants of modules, the start of a literal."
+_DEFINITION = re.compile(
+    r"^-{1,2}[A-Za-z][\w-]{0,30}=|(?:^|[?&,:;])[a-z_]{2,30}=[\w./-]{1,60}[?&,:;][a-z_]{2,30}[=?&:;]"
+    r"|^[a-z]{1,20}(?:_[a-z]{1,20}){1,4}=[\w.:/,-]{1,80}$"
+)
+"Arguments with their names."
+_CONSTANT = re.compile(r"^[A-Z][A-Z0-9]{0,40}(?:_[A-Z0-9]{1,40}){2,20}$|^[A-Z]{3,40}(?:_[A-Z]{1,40}\d{0,3}){1,20}$")
+_CHOICES = re.compile(
+    r"^[+!-]?[A-Z][A-Z0-9.-]{0,60}(?::[+!-]?[A-Z0-9.-]{1,60}){1,60}$|^[+!-][A-Z][A-Z0-9.]*-[A-Z0-9.-]+$|^[A-Z]{1,6}(?:-\d{1,7}){1,3}$|^\d{4}-\d\d-\d\dT\d|^\d:\d{6,}:[a-z]{3,7}:"
+)
+"Algorithms to choose from, numbers of tickets, identifiers of applications."
+_FIRST_FIELD = re.compile(r"^[\w.]{1,20},[\w.-]{2,40}=")
+_IDENTIFIER_PART = re.compile(r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,4}|\d{1,4}|[1-9]\d{4,5}")
+_PUBLIC_POINT = re.compile(r"^B[A-P][A-Za-z0-9+/_-]{85,178}={0,2}$")
+_PUBLIC_RSA = re.compile(r"^MII[A-Z][A-Za-z0-9]gKCA[QgYI]EA|^MIGJAoGBA|^(?:ed25519|curve25519):")
+_POINTS = frozenset({87, 88, 130, 132, 178, 180})
+"Lengths of points of elliptic curves in base64."
+_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_NAME = re.compile(r"^[\w./:,=|#%*@+\[\]{}()&?<>~!-]+$")
+_PARTS = re.compile(r"[-_./:,=|#%*@+\[\]{}()&?<>~!]+")
+_FINGERPRINT = re.compile(r"^(?:0x)?(?:[0-9A-F]{16}|[0-9A-F]{40})(?:,[0-9A-F]{16,40}){0,20}$")
+_ABBREVIATION = re.compile(r"[A-Z]{0,4}\d*|[a-z]{1,2}\d*")
+_LIST = re.compile(r"^[\w.-]{1,12}(?:[,|;][\w.-]{1,12}){1,20}$")
+_BASE64 = re.compile(r"^[A-Za-z0-9+/_-]{8,400}={0,2}$")
+_PROSE = re.compile(r"^[A-Za-z][a-z']{0,20}(?:[ ,.!?-]{1,2}[A-Za-z][a-z']{0,20}){1,30}[.!?]?$")
+
+
+def is_ciphertext(value: str) -> bool:
+    """Tells whether a value says that it is encrypted."""
+    return _CIPHERTEXT.search(value) is not None
+
+
+def is_address(value: str) -> bool:
+    """Tells whether a value is an address of a network, a fingerprint, or a cloud's region."""
+    return _ADDRESS.search(value) is not None or _REGION.search(value) is not None
+
+
+def is_monotonous(value: str) -> bool:
+    """Tells whether one or two characters make up most of a value, as in identifiers of examples."""
+    solid = [c for c in value if c.isalnum()]
+    counts = [count for _, count in Counter(solid).most_common(1)]
+    groups = [group for group in value.split("-") if group]
+    alike = sum(len(set(group)) == 1 for group in groups)
+    return (
+        bool(counts)
+        and len(solid) >= 8
+        and (counts[0] > len(solid) * 0.5 or (len(groups) > 3 and alike * 2 >= len(groups)))
+    )
+
+
+def is_counted_up(value: str) -> bool:
+    """Tells whether hexadecimal digits are bytes in their order, as test vectors have them."""
+    try:
+        data = bytes.fromhex(value.removeprefix("0x"))
+    except ValueError:
+        return False
+    steps = sum(abs(second - first) == 1 for first, second in pairwise(data))
+    return len(data) >= 8 and steps >= 0.8 * (len(data) - 1)
+
+
+def is_template(value: str) -> bool:
+    """Tells whether a value has slots that something is put into."""
+    return _SLOT.search(value) is not None
+
+
+def is_code(value: str) -> bool:
+    """Tells whether a value is an expression, a type or arguments with their names."""
+    return _CODE.search(value) is not None or is_identifier(value, 3)
+
+
+def is_identifier(value: str, least: int) -> bool:
+    """Tells whether a value is so many parts of a name or more, each a word or an abbreviation with a number behind."""
+    parts = re.split(r"[_.-]", value)
+    return len(parts) >= least and len(value) <= 60 and all(map(_IDENTIFIER_PART.fullmatch, parts))
+
+
+def is_definition(value: str) -> bool:
+    """Tells whether a value is arguments with their names, a constant's name, or a list to choose from."""
+    return any(pattern.search(value) for pattern in (_DEFINITION, _CONSTANT, _CHOICES, _FIRST_FIELD))
+
+
+def is_public(value: str) -> bool:
+    """Tells whether a value is a public key by how it begins and how long it is, or a fingerprint."""
+    return _PUBLIC_RSA.search(value) is not None or (len(value) in _POINTS and _PUBLIC_POINT.match(value) is not None)
+
+
+def is_list(value: str) -> bool:
+    """Tells whether a value is several short ones with commas between, or an OpenPGP key's fingerprint."""
+    return _LIST.match(value) is not None or _FINGERPRINT.match(value) is not None
+
+
+def is_name(value: str, is_wordlike: Callable[[str], bool]) -> bool:
+    """Tells whether a value is words and abbreviations with marks between: a path, a key of settings, a resource."""
+    if not _NAME.match(value) or len(_PARTS.findall(value)) < 1:
+        return False
+    words = other = 0
+    for part in _PARTS.split(value):
+        if _ABBREVIATION.fullmatch(part):
+            continue
+        for piece in _PIECE.findall(part):
+            # Three letters are as often a word by chance.
+            if (len(piece) >= 4 or piece == part) and piece[0].isalpha() and len(piece) >= 3 and is_wordlike(piece):
+                words += len(piece)
+            elif piece[0].isalpha():
+                other += len(piece)
+    digits = sum(c.isdigit() for c in value)
+    return words >= 0.8 * (words + other) and words >= 0.6 * len(value) and digits <= 0.3 * len(value)
+
+
+def encoded_words(value: str) -> str | None:
+    """Returns the text that a value is base64 of, if it is one."""
+    return decoded_ascii(value) if _BASE64.match(value) else None
+
+
+def is_prose(text: str) -> bool:
+    """Tells whether a text is words."""
+    return _PROSE.match(text) is not None
