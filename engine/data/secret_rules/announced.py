@@ -129,21 +129,22 @@ _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
 _TWO_DIGITS = re.compile(r"\d\D*\d")
 _LONG_WORD = re.compile(r"[a-z]{10}|[A-Z]{12}|\.\w+\.|_[a-z]+_")
 _TELLING = re.compile(
-    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key|auth(?!or(?!i[sz]))"
+    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key"
+    r"|auth(?!or(?!i[sz])|n\b|enticator|_?tag)"
     r"|webhook|session(?!_?dir)|bearer|jwt"
 )
 _KEYS = re.compile(r"key|token(?!i[sz])|secret|auth|pass|api|cred|login|dsn|sid\b")
 _DIGEST = re.compile(
     r"sha\d|md5|hash|digest|checksum|\btag\b|tag[\"']?[ \t]{0,4}[:=(]|cipher|encrypted|wrapped"
     r"|commit|revision|rev\b|integrity|etag|fingerprint"
-    r"|public|uuid|guid|version|blob|tree|index|nonce|client_?id|app_?id"
+    r"|public|uuid|guid|version|blob|tree|index|nonce|challenge|client_?id|app_?id"
     r"|[cx]srf|authenticity|verificationtoken"
 )
 
 _OTHER_NAME = re.compile(
     r"(?:next|prev\w*|page|continuation|cursor)_?token\W{1,12}$|<enc[\w:-]{0,20}>$|\{s?sha\d{0,3}\}$|\w[/\\]{1,4}$|"
     r"(?:\b|_)(?:ref|state|code|csrf|node_?id|cursor|signature|iv"
-    r"|(?:credential|account|user|tenant|project|request)_?id)"
+    r"|(?:credential|account|user|tenant|project|request)[_ ]?id)"
     r"\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
     r"|\$[\w=,.+/-]{0,40}\$[^\s\"'$]{0,60}$|enc[(\[]$"
 )
@@ -158,7 +159,7 @@ def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
         # A name and its value, or base64 with its filling.
         value = token.strip("=.-").rpartition("=")[2]
         for piece in {value, token.rpartition("=")[2] or token}:
-            if len(piece) >= _LONG_WORDS and "=" not in piece.rstrip("="):
+            if len(piece) >= _LONG_WORDS and "=" not in piece.rstrip("=") and "//" not in piece:
                 yield from _beside(source.text, source.lower, piece)
 
 

@@ -51,6 +51,7 @@ _SETS = re.compile(
 _ALONE = re.compile(r"[ \t+.\w\"'-]*$")
 _QUERY = re.compile(r"[?&#;][\w.-]*$")
 _UNTIL = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]+")
+_SCHEME_BEFORE = re.compile(r"\{[\w@.-]{2,28}\}$")
 _LINK = re.compile(r"[ \t]{0,8}\[[^\]\n]*$")
 "The start of a link's definition in Markdown."
 _BROKEN = re.compile(r"\\{1,8}[nrt](?!\w)|\\{1,8}n\\")
@@ -96,8 +97,8 @@ def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, 
     """Returns the value, if one may stand there and it looks like a secret."""
     start, end = match.span("value")
     until = _until(text, start, end)
-    if text[start] == "&":
-        return None  # the next parameter of a query
+    if text[start] == "&" or _SCHEME_BEFORE.search(text, max(0, start - 30), start):
+        return None  # the next parameter of a query; a hash behind its method
     if not (is_secretive(text[start:end], stem.evidence) or is_secretive(text[start:until], stem.evidence)):
         return None
     evidence = evidence_of(text, match, stem)

@@ -54,6 +54,8 @@ _NEXT_ARGUMENT = re.compile(
     re.DOTALL,
 )
 "A name in a list, and the next argument with its own name."
+_KEY_BEHIND = re.compile(r"\\{0,8}[\"'`][ \t]{0,8}(?::(?![:=])|=>)[ \t]{0,8}\S")
+"What makes a literal the key of an entry, and no value."
 _APART = (",", " ")
 _OBTAINS = re.compile(r"(?:^|[^a-z])(?:get|generate|create|fetch|request|obtain|find|load|derive|issue)[\w-]{0,30}$")
 "What a call's name begins with that returns a secret: what it is given is none."
@@ -109,11 +111,9 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
         start, end = span
         if is_digest(text[start:end]) or is_public(text[start:end]):
             return  # a public key may go on in the next literals
-        if (
-            given is not None
-            and is_secretive(text[start:end], given)
-            and text[start:end] != text[begin : match.end("tail")]
-        ):
+        is_key = _KEY_BEHIND.match(text, end) is not None and "?" not in text[position - 8 : position]
+        same = _letters(text[start:end]) == _letters(text[begin : match.end("tail")])
+        if given is not None and not is_key and not same and is_secretive(text[start:end], given):
             yield without_scheme(text, start, end)
         follow = _NEXT.match(lower, _after_literal(text, end))
         if follow is None:
@@ -126,6 +126,10 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
         position = follow.start("esc")
         reads = falls_back or _READS.search(lower[max(0, start - 60) : start])
         given = evidence if reads else max(Evidence.NEAR, evidence)
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").replace("-", "").lower()
 
 
 def _linked(gap: str, evidence: Evidence, *, named: bool) -> Evidence | None:

@@ -164,9 +164,7 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         return None
     if stem.text == "pass" and ((before and before[-1] in _ORDINALS) or text[begin - 1 : begin + 5] == "=pass:"):
         return None  # of several passes; a filter's argument
-    if any(word in _words("no_secret") for word in before) and (
-        stem.evidence != Evidence.PASSWORD or any(word in _words("no_password") for word in before)
-    ):
+    if any(word in _words("no_password" if stem.evidence == Evidence.PASSWORD else "no_secret") for word in before):
         return None
     if stem.text == "auth" and before[-1:] == ["basic"] and text.startswith("(", match.end("tail")):
         return None  # a call with a user and a password, which engine.data.secret_rules.calls looks at

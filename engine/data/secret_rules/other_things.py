@@ -23,7 +23,7 @@ _REGION = re.compile(r"^[a-z]{2,6}(?:-gov)?-[a-z]{4,10}-?\d{1,2}[a-z]?$")
 _SLOT = re.compile(
     r"%(?:\d\$)?[+#-]?\d{0,3}[sdvqxi](?![A-Za-z0-9])"
     r"|\{\d{0,2}(?:[:!][^{}]{0,12})?\}|<[a-z][\w .-]{1,40}>|\[[A-Za-z][A-Za-z_ -]{2,40}\]"
-    r"|\{\{?[ ]?[a-z][\w.]{1,40}[ ]?\}"
+    r"|\{\{?[ ]?[a-z][\w.]{1,40}[ ]?\}|(?<![\w$])\$[a-z][A-Za-z]{3,40}(?!\w)"
 )
 "What a value is put into, or a word that stands for one."
 _CODE = re.compile(
@@ -33,12 +33,14 @@ _CODE = re.compile(
     r"|\.[a-z_]{3,40}\(|\w\(\[\]byte\(|^[A-Z]?[a-z_-]{2,30}=[({\[]?$"
     r"|^\(\w[\w.]{1,60}\)\.\w|^[.:]{1,2}[a-z]\w{2,60}(?:\(\)?)?$"
     r"|^(?:\[\]|[*&]){1,3}[a-z]\w{0,40}\.[A-Z]|^[A-Za-z]\w{2,30}:\d{1,6}$|^new [A-Z]"
-    r"|^func\(|=>\s|^\w+\(\w*\)$|^(?:[a-z]{2}\w{0,30}\.){1,6}[a-z]\w{1,30}\($"
+    r"|^(?:[A-Z]?[a-z]{2,15})(?:[A-Z][a-z]{1,15}){1,4}\d{4,}$|^func\(|=>\s|^\w+\(\w*\)$|^(?:[a-z]{2}\w{0,30}\.){1,6}[a-z]\w{1,30}\($"
 )
 "Types, calls, constants of modules, the start of a literal."
 _DEFINITION = re.compile(
     r"^-{1,2}[A-Za-z][\w-]{0,30}=|(?:^|[?&,:;])[a-z_]{2,30}=[\w./-]{1,60}[?&,:;][a-z_]{2,30}[=?&:;]"
-    r"|^[a-z]{1,20}(?:_[a-z]{1,20}){1,4}=[\w.:/,-]{1,80}$"
+    r"|^[a-z]{1,20}(?:_[a-z]{1,20}){1,4}=[\w.:/,-]{1,80}$|^\+?\w{1,40}(?::\w{1,40}){1,4}=\w{1,40}$"
+    r"|^[A-Z][A-Za-z]{2,30}[?!]$|^(?:[A-Z][a-z]{1,20}){2,6}#[a-z]{1,20}(?:[A-Z][a-z]{1,20}){1,6}$|#S256$"
+    r"|^[a-z]{3,15}(?:To|Of|By|In|[A-Z][a-z]{2,15}\d{0,3}){2,6}$"
 )
 "Arguments with their names."
 _CONSTANT = re.compile(r"^[A-Z][A-Z0-9]{0,40}(?:_[A-Z0-9]{1,40}){2,20}$|^[A-Z]{3,40}(?:_[A-Z]{1,40}\d{0,3}){1,20}$")
@@ -47,7 +49,7 @@ _CHOICES = re.compile(
 )
 "Algorithms to choose from, numbers of tickets, identifiers of applications."
 _FIRST_FIELD = re.compile(r"^[\w.]{1,20},[\w.-]{2,40}=")
-_IDENTIFIER_PART = re.compile(r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,4}|\d{1,4}|[1-9]\d{4,5}")
+_IDENTIFIER_PART = re.compile(r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,5}|\d{1,4}|[1-9]\d{4,5}")
 _PUBLIC_POINT = re.compile(r"^B[A-P][A-Za-z0-9+/_-]{85,178}={0,2}$")
 _PUBLIC_RSA = re.compile(r"^MII[A-Z][A-Za-z0-9]gKCA[QgYI]EA|^MIGJAoGBA|^(?:ed25519|curve25519):")
 _POINTS = frozenset({87, 88, 130, 132, 178, 180})
@@ -58,8 +60,8 @@ _PARTS = re.compile(r"[-_./:,=|#%*@+\[\]{}()&?<>~!]+")
 _FINGERPRINT = re.compile(r"^(?:0x)?(?:[0-9A-F]{16}|[0-9A-F]{40})(?:,[0-9A-F]{16,40}){0,20}$")
 _ABBREVIATION = re.compile(r"[A-Z]{0,4}\d*|[a-z]{1,2}\d*")
 _LIST = re.compile(r"^[\w.-]{1,12}(?:[,|;][\w.-]{1,12}){1,20}$")
-_BASE64 = re.compile(r"^[A-Za-z0-9+/_-]{8,400}={0,2}$")
-_PROSE = re.compile(r"^[A-Za-z][a-z']{0,20}(?:[ ,.!?-]{1,2}[A-Za-z][a-z']{0,20}){1,30}[.!?]?$")
+_BASE64 = re.compile(r"^[A-Za-z0-9+/_-]{6,400}={0,2}$")
+_PROSE = re.compile(r"^[A-Za-z][A-Za-z']{1,20}(?:[ ,.!?-]{1,2}[A-Za-z][A-Za-z']{0,20}){0,30}[.!?]?$")
 
 
 def is_ciphertext(value: str) -> bool:
@@ -128,7 +130,7 @@ def is_list(value: str) -> bool:
 
 def is_name(value: str, is_wordlike: Callable[[str], bool]) -> bool:
     """Tells whether a value is words and abbreviations with marks between: a path, a key of settings, a resource."""
-    if not _NAME.match(value) or len(_PARTS.findall(value)) < 1:
+    if not _NAME.match(value) or not _PARTS.search(value.strip("!?")):
         return False
     words = other = 0
     for part in _PARTS.split(value):

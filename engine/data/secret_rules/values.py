@@ -67,7 +67,7 @@ _REFERENCE = re.compile(
     r"|%24\(|^\\{1,4}u[^0-9a-f]|%[\w.]{2,40};|^[\[{]\\{0,4}[\"']|<[a-z][a-z _-]{2,30}>|\[[A-Z_]{4,40}\]"
     r"|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
     r"|^\(\w{1,40}:[\d.]{3,60}:=|^[A-Z][A-Z\d_]{3,40}=/"
-    r"|^/(?:usr|app|home|var|opt|etc|root|bin|lib|tmp|srv|mnt)/?[\w/.:=-]*$|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC[\[(]|^W/\"|^\w{1,20}:\\?\"|^\(\(.*\)\)$|^@[\w.-]{1,80}[:/?]|^file:|^env:|\\[dwsbDWSB]|^\^|[)\]}*+?]\$$|^urn:|^data:",
+    r"|^/(?:usr|app|home|var|opt|etc|root|bin|lib|tmp|srv|mnt)/?[\w/.:=-]*$|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC[\[(]|^W/\"|^\w{1,20}:\\?\"|^\(\(.*\)\)$|^@[\w.-]{1,80}[:/?]|^file:|^env:|\\[dwsbDWSB]|^\^|[)\]}*+?]\$$|^urn:|^data:|^pass:|xref:|^(?:id|uuid|name):",
 )
 _LOCATION = re.compile(
     r"^\.{1,2}/|^~/|^[A-Za-z]:\\|^[A-Za-z][\w.-]{0,40}\\{1,2}[A-Za-z][\w.-]{0,40}$|^[0-9a-f:]{0,30}::[0-9a-f:]{0,30}$|://|^/?[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
@@ -93,7 +93,7 @@ _SNAKE = re.compile(
 )
 "A name of several parts, each of letters of one size with a number behind."
 _DIGEST_PREFIX = re.compile(
-    r"^(?:sha\d+|md5|blake\d\w?|signature|\{?ssha\d*\}?)[-:=$}]|^md5[0-9a-f]{32}$|^\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\$",
+    r"^(?:sha\d+|md5|blake\d\w?|signature|\{?ssha\d*\}?)[-:=$}]|^md5[0-9a-f]{32}$|^\{(?:s?sha|md\d|pbkdf2|s?crypt|bcrypt|argon2)[\w@.-]{0,40}\}|^\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\$",
     re.IGNORECASE,
 )
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", re.IGNORECASE)
@@ -183,7 +183,7 @@ def _is_other_thing(value: str, evidence: Evidence) -> bool:
     if is_public(value) or is_definition(value):
         return True
     if evidence == Evidence.PASSWORD:
-        return is_identifier(value, 4) and is_name(value, is_wordlike)
+        return value.islower() and is_identifier(value, 4)
     return is_template(value) or is_code(value) or is_list(value) or is_name(value, is_wordlike)
 
 
@@ -275,7 +275,7 @@ _OPTION = re.compile(r"\s-{1,2}[a-zA-Z][\w-]*\s")
 
 def _is_secretive_phrase(value: str, evidence: Evidence) -> bool:
     """Tells whether a text with spaces is a secret: what a program made, or a password in groups."""
-    if evidence > Evidence.NEAR or len(value) > 200 or _OPTION.search(value):
+    if evidence > Evidence.NEAR or len(value) > 200 or "\n\n" in value or _OPTION.search(value):
         return False
     words = value.split()
     if len(words) == 4 and all(len(word) == 4 and word.isalpha() and word.islower() for word in words):
