@@ -109,7 +109,11 @@ def announced(words: list[str]) -> Iterator[tuple[str, str]]:
         for match in kind.pattern.finditer(joined):
             value = match[0]
             # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
-            varied = len(set(value)) > 7 and "EXAMPLE" not in value and entropy(value) >= kind.entropy
+            varied = (
+                len(set(value)) > 7
+                and not any(word in value for word in ("EXAMPLE", "FAKE"))
+                and entropy(value) >= kind.entropy
+            )
             if varied and not (is_sequence(value) or _is_part(joined, match)):
                 yield kind.name, value
 
@@ -129,10 +133,11 @@ _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
 _TWO_DIGITS = re.compile(r"\d\D*\d")
 _LONG_WORD = re.compile(r"[a-z]{10}|[A-Z]{12}|\.\w+\.|_[a-z]+_")
 _TELLING = re.compile(
-    r"passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key"
+    r"(?:passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key"
     r"|auth(?!or(?!i[sz])|n\b|enticator|_?tag)"
-    r"|webhook|session(?!_?dir)|bearer|jwt"
+    r"|webhook|session(?!_?dir)|bearer|jwt)[\w.-]{0,24}\W{1,10}(?:\w{1,8}\W{1,4})?$"
 )
+"A telling name, and at most one word between it and the value: a call, a type, a prefix."
 _KEYS = re.compile(r"key|token(?!i[sz])|secret|auth|pass|api|cred|login|dsn|sid\b")
 _DIGEST = re.compile(
     r"sha\d|md5|hash|digest|checksum|\btag\b|tag[\"']?[ \t]{0,4}[:=(]|cipher|encrypted|wrapped"
@@ -184,7 +189,7 @@ def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]
                 after = lower[end : end + 60].split("\n", 1)[0]
                 if after.startswith(("://", "...")):
                     return
-                told = _TELLING.search(before) is not None or _TELLING.search(after) is not None
+                told = _TELLING.search(before) is not None
                 if not told and not _KEYS.search(before):
                     pass
                 elif _is_no_key(value):

@@ -51,7 +51,7 @@ _SETS = re.compile(
 _ALONE = re.compile(r"[ \t+.\w\"'-]*$")
 _QUERY = re.compile(r"[?&#;][\w.-]*$")
 _UNTIL = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]+")
-_SCHEME_BEFORE = re.compile(r"\{[\w@.-]{2,28}\}$")
+_SCHEME_BEFORE = re.compile(r"\{[\w@.-]{2,28}\}$|encrypted:$")
 _LINK = re.compile(r"[ \t]{0,8}\[[^\]\n]*$")
 "The start of a link's definition in Markdown."
 _BROKEN = re.compile(r"\\{1,8}[nrt](?!\w)|\\{1,8}n\\")

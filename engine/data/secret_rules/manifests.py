@@ -27,7 +27,7 @@ _AUTH = re.compile(
 )
 _KEY_DATA = re.compile(
     r"(?:client-key-data|tls\.key|ssh-privatekey|id_rsa|\.dockerconfigjson|\.dockercfg)[\"']?[ \t]*:[ \t]*[\"']?"
-    r"(?P<value>[\w+/=]{16,40000})"
+    r"(?P<value>[\w+/=]{16,40000})(?!\()"
 )
 _OAUTH = re.compile(
     r"[\"'](?:github|gitlab|bitbucket)-(?:oauth|token)[\"'][ \t]*:[ \t]*\{\s{0,40}[\"'][\w.-]{1,100}[\"'][ \t]*:[ \t]*"

@@ -10,7 +10,7 @@ from itertools import pairwise
 from engine.data.secret_rules.encoded import decoded_ascii
 
 _CIPHERTEXT = re.compile(
-    r"^<enc[\w:-]{0,20}>|^AQICAH|^CiQA|^\{cipher\}|^\$ANSIBLE_VAULT|^ENC[\[(]|^Fe26\.2\*\*|^vault:v\d:|^\d\.[A-Za-z0-9+/]{20,}={0,2}(?:\||$)|^\$\{?encrypted"
+    r"^<enc[\w:-]{0,20}>|^AQICAH|^CiQA|^\{cipher\}|^\$ANSIBLE_VAULT|^ENC[\[(]|^Fe26\.2\*\*|^vault:v\d:|^encrypted:|^\d\.[A-Za-z0-9+/]{20,}={0,2}(?:\||$)|^\$\{?encrypted"
 )
 "How what is encrypted begins: by name, by AWS's and Google's key services, by Ansible, sops, iron, Vault."
 _ADDRESS = re.compile(
@@ -32,14 +32,15 @@ _CODE = re.compile(
     r"|^[*&][a-z]\w{0,40}\.[A-Z]\w{0,60}$|^\[\]\w{1,40}\{?|^(?:[a-z]{2,10}\.){1,3}[A-Z]\w{1,40}$"
     r"|\.[a-z_]{3,40}\(|\w\(\[\]byte\(|^[A-Z]?[a-z_-]{2,30}=[({\[]?$"
     r"|^\(\w[\w.]{1,60}\)\.\w|^[.:]{1,2}[a-z]\w{2,60}(?:\(\)?)?$"
-    r"|^(?:\[\]|[*&]){1,3}[a-z]\w{0,40}\.[A-Z]|^[A-Za-z]\w{2,30}:\d{1,6}$|^new [A-Z]"
+    r"|^(?:\[\]|[*&]){1,3}[a-z]\w{0,40}\.[A-Z]|^[A-Za-z]\w{2,30}:\d{1,6}$|^new [A-Z]|^[A-Z]{3,10}\d{4,8}$"
     r"|^(?:[A-Z]?[a-z]{2,15})(?:[A-Z][a-z]{1,15}){1,4}\d{4,}$|^func\(|=>\s|^\w+\(\w*\)$|^(?:[a-z]{2}\w{0,30}\.){1,6}[a-z]\w{1,30}\($"
 )
 "Types, calls, constants of modules, the start of a literal."
 _DEFINITION = re.compile(
     r"^-{1,2}[A-Za-z][\w-]{0,30}=|(?:^|[?&,:;])[a-z_]{2,30}=[\w./-]{1,60}[?&,:;][a-z_]{2,30}[=?&:;]"
     r"|^[a-z]{1,20}(?:_[a-z]{1,20}){1,4}=[\w.:/,-]{1,80}$|^\+?\w{1,40}(?::\w{1,40}){1,4}=\w{1,40}$"
-    r"|^[A-Z][A-Za-z]{2,30}[?!]$|^(?:[A-Z][a-z]{1,20}){2,6}#[a-z]{1,20}(?:[A-Z][a-z]{1,20}){1,6}$|#S256$"
+    r"|^[A-Z][A-Za-z]{2,30}[?!]$|^(?:[A-Z][a-z]{1,20}){2,6}#[a-z]{1,20}(?:[A-Z][a-z]{1,20}){1,6}$|#S256$|^(?:CN|OU|O|L|ST|C|DC|UID)=|^[a-z]{2,10}:\d{1,4}$|^[A-Za-z]{1,3}(?:\|[A-Za-z]{1,3}){3,60}$"
+    r"|^[\\\"']{0,6},[\\\"']"
     r"|^[a-z]{3,15}(?:To|Of|By|In|[A-Z][a-z]{2,15}\d{0,3}){2,6}$"
 )
 "Arguments with their names."
@@ -51,7 +52,9 @@ _CHOICES = re.compile(
 _FIRST_FIELD = re.compile(r"^[\w.]{1,20},[\w.-]{2,40}=")
 _IDENTIFIER_PART = re.compile(r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,5}|\d{1,4}|[1-9]\d{4,5}")
 _PUBLIC_POINT = re.compile(r"^B[A-P][A-Za-z0-9+/_-]{85,178}={0,2}$")
-_PUBLIC_RSA = re.compile(r"^MII[A-Z][A-Za-z0-9]gKCA[QgYI]EA|^MIGJAoGBA|^(?:ed25519|curve25519):")
+_PUBLIC_RSA = re.compile(
+    r"^MII[A-Z][A-Za-z0-9]gKCA[QgYI]EA|^MIGJAoGBA|^0[23][0-9a-f]{64}$|^04[0-9a-f]{128}$|^(?:ed25519|curve25519):"
+)
 _POINTS = frozenset({87, 88, 130, 132, 178, 180})
 "Lengths of points of elliptic curves in base64."
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
@@ -59,6 +62,8 @@ _NAME = re.compile(r"^[\w./:,=|#%*@+\[\]{}()&?<>~!-]+$")
 _PARTS = re.compile(r"[-_./:,=|#%*@+\[\]{}()&?<>~!]+")
 _FINGERPRINT = re.compile(r"^(?:0x)?(?:[0-9A-F]{16}|[0-9A-F]{40})(?:,[0-9A-F]{16,40}){0,20}$")
 _ABBREVIATION = re.compile(r"[A-Z]{0,4}\d*|[a-z]{1,2}\d*")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
+_LONG_WORD = re.compile(r"[a-z]{8}")
 _LIST = re.compile(r"^[\w.-]{1,12}(?:[,|;][\w.-]{1,12}){1,20}$")
 _BASE64 = re.compile(r"^[A-Za-z0-9+/_-]{6,400}={0,2}$")
 _PROSE = re.compile(r"^[A-Za-z][A-Za-z']{1,20}(?:[ ,.!?-]{1,2}[A-Za-z][A-Za-z']{0,20}){0,30}[.!?]?$")
@@ -71,7 +76,7 @@ def is_ciphertext(value: str) -> bool:
 
 def is_address(value: str) -> bool:
     """Tells whether a value is an address of a network, a fingerprint, or a cloud's region."""
-    return _ADDRESS.search(value) is not None or _REGION.search(value) is not None
+    return _REGION.search(value) is not None or all(map(_ADDRESS.search, value.split(",")))
 
 
 def is_monotonous(value: str) -> bool:
@@ -121,6 +126,12 @@ def is_definition(value: str) -> bool:
 def is_public(value: str) -> bool:
     """Tells whether a value is a public key by how it begins and how long it is, or a fingerprint."""
     return _PUBLIC_RSA.search(value) is not None or (len(value) in _POINTS and _PUBLIC_POINT.match(value) is not None)
+
+
+def is_composed(value: str) -> bool:
+    """Tells whether a value is made up of several UUIDs, or of one and of words."""
+    rest, count = _UUID.subn("", value)
+    return count > 1 or (count == 1 and _LONG_WORD.search(rest) is not None)
 
 
 def is_list(value: str) -> bool:

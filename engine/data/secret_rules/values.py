@@ -15,6 +15,7 @@ from engine.data.secret_rules.other_things import (
     is_address,
     is_ciphertext,
     is_code,
+    is_composed,
     is_counted_up,
     is_definition,
     is_identifier,
@@ -46,7 +47,7 @@ _PLACEHOLDER = re.compile(
     r"|org|account|bot|private|auth|server|strong|value)|todo|fixme"
     r"|x{4}|\*{3}|\.{3}|…|•|#{3}|deleted"
     r"|\[(?:your[-_ ]?)?(?:pass\w{0,6}|secret|token|key)\]|-{4}|_{4}"
-    r"|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used)|invalid"
+    r"|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used|token|password|key|valid)|invalid"
     r"|secret[-_]?(?:here|key|value|token|pass)|goes.?here|foo.?bar"
     r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
     r"|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
@@ -70,7 +71,7 @@ _REFERENCE = re.compile(
     r"|^/(?:usr|app|home|var|opt|etc|root|bin|lib|tmp|srv|mnt)/?[\w/.:=-]*$|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC[\[(]|^W/\"|^\w{1,20}:\\?\"|^\(\(.*\)\)$|^@[\w.-]{1,80}[:/?]|^file:|^env:|\\[dwsbDWSB]|^\^|[)\]}*+?]\$$|^urn:|^data:|^pass:|xref:|^(?:id|uuid|name):",
 )
 _LOCATION = re.compile(
-    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|^[A-Za-z][\w.-]{0,40}\\{1,2}[A-Za-z][\w.-]{0,40}$|^[0-9a-f:]{0,30}::[0-9a-f:]{0,30}$|://|^/?[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
+    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|^[A-Za-z][\w.-]{0,60}(?:\\{1,2}[A-Za-z][\w.-]{0,60}){1,20}$|^[0-9a-f:]{0,30}::[0-9a-f:]{0,30}$|://|^/?[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
     r"|conf|cfg|ini|toml|xml|png|jpg|svg|css|env|local|com|org|net|io|dev|sql|db|log|proto|h|c|cc|cpp|p12|jks)$"
     r"|^[\w./-]{0,200}\.(?:md|html?|rst|adoc)#|^/[\w.-]{1,60}(?:/[\w.-]{0,60}){0,20}\?\w"
     r"|^\d+(?:\.\d{1,20}){1,8}$|^[\w.+-]+@[\w-]+\.[\w.]+$",
@@ -184,7 +185,7 @@ def _is_other_thing(value: str, evidence: Evidence) -> bool:
         return True
     if evidence == Evidence.PASSWORD:
         return value.islower() and is_identifier(value, 4)
-    return is_template(value) or is_code(value) or is_list(value) or is_name(value, is_wordlike)
+    return is_template(value) or is_composed(value) or is_code(value) or is_list(value) or is_name(value, is_wordlike)
 
 
 _ESCAPE = re.compile(r"&#?\w{1,8};|\\{1,8}(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|[nrtabfv0])")
