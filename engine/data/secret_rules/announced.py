@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ahocorasick_rs import BytesAhoCorasick, Implementation
+
 from engine.assets import asset
 from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
 from engine.data.secret_rules.values import Evidence, entropy, is_placeholder, is_secretive, is_sequence
@@ -70,13 +72,14 @@ def _kinds() -> tuple[_Kind, ...]:
 
 
 @functools.cache
-def _starts() -> dict[str, list[int]]:
-    """Maps each start to the numbers of its kinds."""
+def _starts() -> tuple[list[list[int]], BytesAhoCorasick]:
+    """Returns the numbers of each start's kinds, and what finds the starts in one pass."""
     starts: dict[str, list[int]] = {}
     for number, kind in enumerate(_kinds()):
         for start in kind.starts:
             starts.setdefault(start, []).append(number)
-    return starts
+    found = BytesAhoCorasick([start.encode() for start in starts], implementation=Implementation.ContiguousNFA)
+    return list(starts.values()), found
 
 
 @functools.cache
@@ -94,6 +97,11 @@ def _providers() -> tuple[_Provider, ...]:
 
 
 @functools.cache
+def _provider_values() -> re.Pattern[str]:
+    return re.compile("|".join(sorted({f"(?:{provider.value.pattern})" for provider in _providers()})))
+
+
+@functools.cache
 def _provider_names() -> re.Pattern[str]:
     names = sorted({name for provider in _providers() for name in provider.names}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names)))
@@ -104,7 +112,9 @@ def announced(words: list[str]) -> Iterator[tuple[str, str]]:
     if not words:
         return
     joined = "\n".join(filter(is_random_looking, set(_SOLID.findall("\n".join(words)))))
-    for number in sorted({number for start, numbers in _starts().items() if start in joined for number in numbers}):
+    starts, automaton = _starts()
+    found = {index for index, _, _ in automaton.find_matches_as_indexes(joined.encode("utf-8", "replace"), True)}
+    for number in sorted({number for index in found for number in starts[index]}):
         kind = _kinds()[number]
         for match in kind.pattern.finditer(joined):
             value = match[0]
@@ -164,7 +174,14 @@ def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
         # A name and its value, or base64 with its filling.
         value = token.strip("=.-").rpartition("=")[2]
         for piece in {value, token.rpartition("=")[2] or token}:
-            if len(piece) >= _LONG_WORDS and "=" not in piece.rstrip("=") and "//" not in piece:
+            # What the value tells is asked before it is looked for in the text, which takes longer.
+            if (
+                len(piece) >= _LONG_WORDS
+                and "=" not in piece.rstrip("=")
+                and "//" not in piece
+                and (is_secretive(piece, Evidence.ALONE) or _provider_values().fullmatch(piece))
+                and not _is_no_key(piece)
+            ):
                 yield from _beside(source.text, source.lower, piece)
 
 
@@ -192,8 +209,6 @@ def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]
                 told = _TELLING.search(before) is not None
                 if not told and not _KEYS.search(before):
                     pass
-                elif _is_no_key(value):
-                    return
                 elif told and is_secretive(value, Evidence.ALONE):
                     yield "secret beside its name", start, end
                 elif _KEYS.search(before) and (names := _provider_names().findall(before)):
