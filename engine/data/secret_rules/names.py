@@ -102,8 +102,11 @@ def name_places(text: str, lower: str, stem: Stem) -> Iterator[int]:
     for place in places(lower, stem.text):
         end = place + length
         after = text[end : end + 1]
-        if not stem.rest and after.islower() and after.isascii() and not _COMPOUND.match(text, end):
-            continue
+        if after.islower() and after.isascii():
+            if not stem.rest and not _COMPOUND.match(text, end):
+                continue
+            if stem.text == "pat" and (after != "s" or text[end + 1 : end + 2].islower()):
+                continue  # "path", "pattern", which code is full of
         if (
             after == "\n"
             and stem.text == "pass"

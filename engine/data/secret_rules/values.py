@@ -112,6 +112,8 @@ _UNIT = re.compile(
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _SHORT_PIECES = 3.0
 "Letters from one capital to the next in random ones; in names of several words they are twice as many."
+_MOST_ALIKE = 2.7
+"The same, where nothing but the value speaks for itself."
 _MOST_IN_ORDER = 0.45
 "Share of neighbours that differ by one; of random hexadecimal digits an eighth do."
 _MOST_NAMED = 0.72
@@ -197,6 +199,8 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
     if "\\" in value or "&" in value:
         value = _ESCAPE.sub("", value)
     value = value.strip("\"'`")
+    if evidence == Evidence.ALONE and not _is_mixed(value):
+        return False  # what most names fail by, and costs least
     if "%2F" in value:
         value = value.replace("%2F", "/")
     if (
@@ -261,7 +265,18 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
         if digits and marks and classes >= 3:
             return True
         return len(value) >= 10 and share <= 0.5 and (digits > 0 or len(value) >= 16) and mean <= 3.5
-    return len(value) >= 20 and share <= 0.3 and bits >= 3.2 and digits > 1 and mean <= 2.7 and not _HEX.search(value)
+    return share <= 0.3 and bits >= 3.2 and _is_mixed(value)
+
+
+def _is_mixed(value: str) -> bool:
+    """Tells whether a value is as long as one must be that speaks for itself, and changes as often."""
+    pieces = _PIECE.findall(value)
+    return (
+        len(value) >= 20
+        and sum(c.isdigit() for c in value) > 1
+        and sum(map(len, pieces)) <= _MOST_ALIKE * len(pieces)
+        and not _HEX.search(value)
+    )
 
 
 def _is_word_with_more(value: str, pieces: list[str], classes: int) -> bool:
