@@ -162,12 +162,19 @@ def php(texts: Texts) -> set[Pair]:
             full[f"{spaces[name]}\\{kind}".strip("\\")].add(name)
     pairs = set()
     for name, code in codes.items():
-        wanted = {line.split(" as ")[0].strip("\\ ") for line in re.findall(r"(?m)^use\s+([\w\\ ]+);", code)}
-        imported = {each.rpartition("\\")[2] for each in wanted}
+        names = {}
+        for line in re.findall(r"(?m)^use\s+([\w\\ ]+);", code):
+            path, _, alias = line.partition(" as ")
+            path = path.strip("\\ ")
+            names[alias.strip() or path.rpartition("\\")[2]] = path
+        wanted = set(names.values())
         for word in set(re.findall(r"(?<![$\w\\>:])\\?[A-Z][\w\\]*", code)):
             if word.startswith("\\"):
                 wanted.add(word[1:])
-            elif word not in imported:
+            elif word.partition("\\")[0] in names:
+                head, _, rest = word.partition("\\")
+                wanted.add(f"{names[head]}\\{rest}".strip("\\"))
+            else:
                 wanted.add(f"{spaces[name]}\\{word}".strip("\\"))
         for each in wanted:
             found_in = full.get(each, set())

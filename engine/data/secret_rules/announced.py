@@ -102,6 +102,12 @@ def _provider_values() -> re.Pattern[str]:
 
 
 @functools.cache
+def _provider_parts() -> frozenset[str]:
+    """Returns the first word of each provider's name."""
+    return frozenset(name.split()[0] for provider in _providers() for name in provider.names)
+
+
+@functools.cache
 def _provider_names() -> re.Pattern[str]:
     names = sorted({name for provider in _providers() for name in provider.names}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names)))
@@ -148,6 +154,11 @@ _TELLING = re.compile(
     r"|webhook|session(?!_?dir)|bearer|jwt)[\w.-]{0,24}\W{1,10}(?:\w{1,8}\W{1,4})?$"
 )
 "A telling name, and at most one word between it and the value: a call, a type, a prefix."
+_TOLD_BY = frozenset(
+    {"passw", "pwd", "secret", "token", "credential", "api", "access", "private", "auth", "webhook", "session"}
+    | {"bearer", "jwt"}
+)
+"Parts of which every telling name holds one."
 _KEYS = re.compile(r"key|token(?!i[sz])|secret|auth|pass|api|cred|login|dsn|sid\b")
 _DIGEST = re.compile(
     r"sha\d|md5|hash|digest|checksum|\btag\b|tag[\"']?[ \t]{0,4}[:=(]|cipher|encrypted|wrapped"
@@ -168,6 +179,8 @@ _OTHER_NAME = re.compile(
 
 def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
     """Yields random-looking values in whose line a provider or a telling name stands before them."""
+    if not (source.found(_TOLD_BY) or source.found(_provider_parts())):
+        return
     for token in set(_TOKEN.findall("\n".join(source.candidates))):
         if not _TWO_DIGITS.search(token) or _LONG_WORD.search(token):
             continue

@@ -100,6 +100,7 @@ _DIGEST_PREFIX = re.compile(
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", re.IGNORECASE)
 _HEX = re.compile(r"^(?:0x)?[0-9a-fA-F]+$")
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[A-Z]|\d+")
+_TWO_DIGITS = re.compile(r"\d\D*\d")
 _NAME_LIKE = re.compile(r"^[\w./:@,|+-]+$")
 _PUBLIC = re.compile(
     r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.|LS0tLS1CRUdJTiB(?:DRVJ|QVUJM))"
@@ -270,13 +271,10 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
 
 def _is_mixed(value: str) -> bool:
     """Tells whether a value is as long as one must be that speaks for itself, and changes as often."""
+    if len(value) < 20 or not _TWO_DIGITS.search(value) or _HEX.search(value):
+        return False
     pieces = _PIECE.findall(value)
-    return (
-        len(value) >= 20
-        and sum(c.isdigit() for c in value) > 1
-        and sum(map(len, pieces)) <= _MOST_ALIKE * len(pieces)
-        and not _HEX.search(value)
-    )
+    return sum(map(len, pieces)) <= _MOST_ALIKE * len(pieces)
 
 
 def _is_word_with_more(value: str, pieces: list[str], classes: int) -> bool:
