@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine import __version__
 from engine.errors import EliteError
+from engine.home_folder import expand_home
 
 if TYPE_CHECKING:
     from elite_tui.wizard.draft import Draft
@@ -97,7 +98,7 @@ def load_draft(repositories: Sequence[str] | None) -> Draft:
 
     draft = Draft.load(state_directory() / FILE_NAME)
     if repositories:
-        draft.set("data.repositories", [str(Path(path).expanduser().absolute()) for path in repositories])
+        draft.set("data.repositories", [str(expand_home(path).absolute()) for path in repositories])
     elif draft.is_default("data.repositories"):
         with contextlib.suppress(OSError):
             draft.set("data.repositories", [str(enclosing_repository(Path.cwd()))])

@@ -6,6 +6,7 @@ deeper than its parser can follow, and hold numbers that no float holds.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -39,6 +40,26 @@ def open_regular(path: Path, *, follow: bool = False) -> int:
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
+
+
+def open_for_appending(path: Path, *, reading: bool = False) -> int:
+    """Opens a file of a run directory for appending, makes it where it is missing, and returns its descriptor.
+
+    Args:
+        path: Its path.
+        reading: Whether it is read too.
+
+    Raises:
+        NotRegularError: it is a FIFO or a device.
+        OSError: it is a link or a folder, or cannot be written.
+    """
+    access = os.O_RDWR if reading else os.O_WRONLY
+    flags = access | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, f"{path.name} is no regular file")
     return descriptor
 
 

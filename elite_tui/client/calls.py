@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import EliteError
+from engine.home_folder import expand_home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,7 @@ class Engine:
         from elite_tui.wizard.facts import facts_of
         from engine.data.collect import collect, estimate_tokens
 
-        collection = collect([Path(path).expanduser() for path in repositories], max_file_bytes=max_file_bytes)
+        collection = collect([expand_home(path) for path in repositories], max_file_bytes=max_file_bytes)
         return facts_of(collection, estimate_tokens(collection))
 
     def find_machine(self, disk_path: Path) -> Machine:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from elite_tui import messages
 from elite_tui.runs.followed import Followed, News
 from engine.errors import EliteError
+from engine.home_folder import expand_home
 from engine.protocol import COMMANDS
 from engine.runs.crash_log import internal_error
 
@@ -36,7 +37,7 @@ POLL_SECONDS = 0.25
 
 def existing_folder(text: str) -> Path:
     """Returns the nearest existing folder at or above a path, so that disk use can be read before a run has written."""
-    path = Path(text).expanduser().absolute()
+    path = expand_home(text).absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
     return path

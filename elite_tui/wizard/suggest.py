@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
 
 from textual.suggester import Suggester
+
+from engine.home_folder import expand_home
 
 MAX_ENTRIES = 2_000
 "Folder entries examined at most, so that a completion never stalls on a huge folder."
@@ -30,7 +31,7 @@ def complete_folder(value: str) -> str | None:
     head, tail = os.path.split(typed)
     if not tail:
         return None
-    parent = Path(head or ".").expanduser()
+    parent = expand_home(head or ".")
     names: list[str] = []
     try:
         with os.scandir(parent) as entries:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine import regular_file
 from engine.commands.quiet_libraries import libraries_logged
+from engine.home_folder import expand_home
 from engine.models.families import FAMILIES
 from engine.models.proofs import find_proof
 from engine.models.wrappers import text_settings
@@ -24,7 +25,7 @@ def admit_model(name: str) -> None:
     A folder that is of no use is left to what reads it next.
     """
     try:
-        folder = Path(name).expanduser()
+        folder = expand_home(name)
         settings = text_settings(regular_file.read_object(folder / "config.json", follow=True, bounded=False))
         family = settings["model_type"]
         if family in FAMILIES and not FAMILIES[family].proof:

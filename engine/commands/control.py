@@ -19,6 +19,7 @@ SUMMARY = {
 }
 
 _POLL_S = 0.1
+_A_DAY = 86_400
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
@@ -30,11 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     else:
         parser.add_argument("reference", metavar="RUN", help=reference)
         parser.add_argument(
-            "--timeout", type=float, default=10.0, metavar="SECONDS", help="how long to wait for the answer"
+            "--timeout",
+            type=_seconds,
+            default=10.0,
+            metavar="SECONDS",
+            help="how long to wait for the answer, a day at most",
         )
     if name == "stop":
         parser.add_argument("--no-save", action="store_true", help="without a checkpoint")
     parser.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= _A_DAY:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 to {_A_DAY}")
+    return seconds
 
 
 def run(args: argparse.Namespace) -> int:

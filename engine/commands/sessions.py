@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import errors
 from engine.commands.output import print_json
+from engine.home_folder import expand_home
 
 if TYPE_CHECKING:
     from engine.data.sessions.collecting import Found
@@ -61,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
         except ValueError:
             raise errors.DATE_INVALID(option=option, value=given) from None
     for place in args.places:
-        if not place.expanduser().exists():
+        try:
+            found_there = expand_home(place).exists()
+        except OSError as error:  # such as a name too long for a path
+            raise errors.DATA_SET_UNUSABLE(path=place, problem=error.strerror or error) from error
+        if not found_there:
             raise errors.DATA_SET_UNUSABLE(path=place, problem="it does not exist")
     choice = Choice(
         repository=args.repository, since=args.since, until=args.until, outcomes=tuple(dict.fromkeys(args.outcome))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +14,7 @@ from engine.commands.admission import prove
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import TRAINING_FAILED
+from engine.home_folder import expand_home
 from engine.plan.optimizations import find_optimization, optimizations
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _prove_model(args: argparse.Namespace) -> int:
     """Fails where no way to compute a step is right for the model."""
-    proof = prove(Path(args.model).expanduser())
+    proof = prove(expand_home(args.model))
     if args.json:
         print_json(msgspec.to_builtins(proof))
     return 0 if proof.admitted & {"streamed", "whole"} else TRAINING_FAILED

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ _CONVERTING = threading.Lock()
 
 _MOST_BYTES = 1 << 20
 "Of a configuration."
+_FIRST_BYTE_S = 5.0
 
 
 def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
@@ -63,9 +66,12 @@ def parse_value(text: str) -> Any:
     """Parses one YAML value, as typed after `--set KEY=` or in a form field.
 
     Raises:
-        yaml.YAMLError: the text is not YAML.
+        yaml.YAMLError: the text is not YAML, or is nested too deeply.
     """
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def load(path: Path) -> RunConfig:
@@ -87,7 +93,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         data = parse_value(_read(path))
     except OSError as error:
         raise errors.CONFIG_UNREADABLE(path=path, problem=error.strerror or error) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise errors.CONFIG_UNREADABLE(path=path, problem=_first_line(error)) from error
     if data is None:
         return {}
@@ -98,7 +104,11 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> str:
     # What a person names may be a pipe, as in --config <(...): it is read, but not for ever.
-    with path.open("rb") as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        # A FIFO with a name may have no writer; the pipe of <(...) has one, however long it takes.
+        if path.resolve().is_fifo() and not select.select([file], [], [], _FIRST_BYTE_S)[0]:
+            raise ValueError(f"nothing was written to this FIFO within {_FIRST_BYTE_S:g} s")
+        os.set_blocking(file.fileno(), True)
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")

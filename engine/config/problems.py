@@ -28,6 +28,10 @@ class Problem:
     remedy: str
 
 
+_MOST = 2**63
+"""Whole numbers are below it: arithmetic in floats takes them."""
+
+
 def find_problems(data: Any) -> list[Problem]:
     """Returns every problem of nested mappings, by field; empty when `from_mapping` would succeed."""
     if not isinstance(data, dict):
@@ -66,8 +70,10 @@ def _find_section_problems(section: str, section_type: type, values: dict[Any, A
             continue
         spec = field_spec(path)
         try:
+            if isinstance(value, int) and abs(value) >= _MOST:
+                raise msgspec.ValidationError
             msgspec.convert(value, annotations[name])
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, UnicodeEncodeError):  # the latter: half a character, as YAML can escape it
             shown = "the value" if path in SECRET_FIELDS else str(value)
             shown = shown if len(shown) <= 40 else shown[:37] + "..."
             found.append(

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from engine import errors
 from engine.assets import asset
 from engine.data.conversations import Conversation
+from engine.home_folder import expand_home
 from engine.tokenization.chat_encoder import EncodedConversation, encode_conversations
 from engine.tokenization.chat_template import ChatTemplate, TemplateSyntaxError
 from engine.tokenization.chat_turns import ConversationRenderer, Piece
@@ -74,7 +74,7 @@ def read_template(named: str, encoder: Encoder) -> str:
     try:
         if not named.endswith(".jinja"):
             raise ValueError("it is neither known by this name nor a .jinja file")
-        return Path(named).expanduser().read_text(encoding="utf-8")
+        return expand_home(named).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
         raise errors.CHAT_TEMPLATE_UNUSABLE(name=named, problem=problem, known=", ".join(TEMPLATES)) from error

@@ -27,6 +27,7 @@ from engine.data.listing import is_bare, list_files
 from engine.data.manifests import is_manifest
 from engine.data.notebooks import NOTEBOOK_BYTES
 from engine.data.safe_files import Folder, NotRegularError
+from engine.home_folder import expand_home
 
 BYTES_PER_TOKEN = 3.57
 "The demo tokenizer makes 3.54 of CPython 3.11.7's standard library (31.5 MB); larger vocabularies do better."
@@ -180,7 +181,7 @@ def describe_skipped(skipped: Mapping[str, int]) -> str:
 def _check_folder(given: Path) -> Path:
     """The folder's absolute path, once it is known to exist and to be readable."""
     try:
-        root = Path(os.path.realpath(given.expanduser(), strict=True))
+        root = Path(os.path.realpath(expand_home(given), strict=True))
         if not root.is_dir():
             raise errors.REPOSITORY_NOT_A_FOLDER(path=given)
         if is_bare(root):
@@ -191,8 +192,7 @@ def _check_folder(given: Path) -> Path:
         raise errors.REPOSITORY_MISSING(path=given) from None
     except OSError as error:
         raise errors.REPOSITORY_UNREADABLE(path=given, problem=error.strerror or error) from error
-    except (ValueError, RuntimeError) as error:
-        # A NUL in the path; a ~user that does not exist.
+    except ValueError as error:  # a NUL in the path
         raise errors.REPOSITORY_UNREADABLE(path=given, problem=error) from error
 
 

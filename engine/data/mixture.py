@@ -19,6 +19,7 @@ import numpy as np
 from engine import errors
 from engine.data.history import LANGUAGE as DIFF
 from engine.data.rows import Row
+from engine.home_folder import expand_home
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -161,7 +162,7 @@ def described(source: SourceFigures) -> str:
 
 
 def _real(path: str) -> Path:
-    return Path(os.path.realpath(Path(path).expanduser()))
+    return Path(os.path.realpath(expand_home(path)))
 
 
 def _shares(entries: Iterable[tuple[str, str]]) -> tuple[float, ...]:

@@ -28,6 +28,7 @@ from engine.data.json_arrays import element_at, elements, is_array
 from engine.data.languages import language_by_name
 from engine.data.messages import NoConversationError
 from engine.data.tables import RowGroups, arrow_groups, parquet_groups, without_nothing
+from engine.home_folder import expand_home
 
 TEXT_COLUMNS = ("text", "content", "code", "body", "prompt_completion", "whole_func_string", "func_code_string")
 "Tried in this order where none is named. The first row decides for its data set: another column may hold answers."
@@ -202,10 +203,16 @@ def open_data_set(given: Path, column: str, reader: RowReader | None = None) -> 
     Raises:
         EliteError: DATA_SET_UNUSABLE, DATA_SET_COLUMN or DATA_SET_LIBRARY.
     """
-    path = Path(os.path.realpath(given.expanduser()))
-    if not path.exists():
-        raise errors.DATA_SET_UNUSABLE(path=given, problem="it does not exist")
-    files = sorted(_data_files(path)) if path.is_dir() else [path]
+    path = Path(os.path.realpath(expand_home(given)))
+    try:
+        if not path.exists():
+            raise errors.DATA_SET_UNUSABLE(path=given, problem="it does not exist")
+        files = sorted(_data_files(path)) if path.is_dir() else [path]
+        if odd := next((file for file in files if not file.is_file()), None):
+            # Rows are read twice, and a FIFO would be waited for.
+            raise errors.DATA_SET_UNUSABLE(path=given, problem=f"{odd.name} is no regular file")
+    except OSError as error:  # such as a name too long for a path
+        raise errors.DATA_SET_UNUSABLE(path=given, problem=error.strerror or error) from error
     kinds = {_kind(file) for file in files}
     if len(kinds) != 1 or "" in kinds:
         problem = "it holds no .jsonl, .parquet or .arrow file" if not files else "its files are of several kinds"

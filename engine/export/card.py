@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import __version__
+from engine import __version__, regular_file
 from engine.errors import one_line
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _licence(source: Source) -> str:
 def _report_sections(path: Path) -> dict[str, str]:
     """Returns the report's sections by title; none where there is no report."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular_file.read_text(path)
     except (OSError, ValueError):
         return {}
     pieces = text.split("\n## ")[1:]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
+from engine import errors, regular_file
 from engine.export.source import read_json, trained_encoder
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def _flat(step: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     path = folder / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        return regular_file.read_text(path)
     template = settings.get("chat_template")
     return template if isinstance(template, str) else ""
 

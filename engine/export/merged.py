@@ -111,7 +111,7 @@ def converted(name: str, tensor: torch.Tensor, dtype: str, target: str) -> torch
 def copy_tokenizer(result: Path, folder: Path) -> None:
     """Copies the tokenizer's files, as the run saved them."""
     for name in _WITH_TOKENIZER:
-        if (result / name).exists():
+        if (result / name).is_file():  # no device, which would never end
             shutil.copyfile(result / name, folder / name)
 
 

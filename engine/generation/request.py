@@ -12,6 +12,8 @@ from engine import errors
 
 Side = Literal["base", "tuned"]
 SIDES: tuple[Side, ...] = ("base", "tuned")
+_LONGEST = 64 << 20
+"""Characters of a file that is read for a place in it; a device never ends."""
 
 
 class TextRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -40,13 +42,17 @@ def read_place(text: str) -> tuple[str, str, str]:
         EliteError: PROMPT_UNREADABLE.
     """
     path, line = Path(text), None
-    found = re.fullmatch(r"(.+):(\d+)", text)
-    if found and not path.is_file():
-        path, line = Path(found[1]), int(found[2])
     try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        problem = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        found = re.fullmatch(r"(.+):(\d+)", text)
+        if found and not path.is_file():
+            path, line = Path(found[1]), int(found[2])
+        with path.open(encoding="utf-8") as file:
+            content = file.read(_LONGEST + 1)
+        if len(content) > _LONGEST:
+            raise ValueError(f"it has more than {_LONGEST:,} characters")
+    except (OSError, ValueError) as error:
+        not_text = isinstance(error, UnicodeDecodeError)
+        problem = "not UTF-8 text" if not_text else getattr(error, "strerror", None)
         raise errors.PROMPT_UNREADABLE(path=path, problem=problem or error) from error
     if line is None:
         return str(path), content, ""

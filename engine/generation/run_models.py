@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 
 from engine import errors, regular_file
 from engine.hardware.limits import read_memory
@@ -288,7 +287,9 @@ def load_adapted(found: RunModels, config: RunConfig, *, notify: Callable[[str],
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
         # Name the base's device: PEFT would otherwise take the first GPU, wherever the base is.
         return PeftModel.from_pretrained(base, found.result, torch_device=str(base.device)).eval()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (errors.EliteError, MemoryError):
+        raise
+    except Exception as error:  # of any kind, by what adapter_config.json holds
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise errors.MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {problem}") from error
 

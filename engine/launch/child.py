@@ -23,7 +23,7 @@ from queue import Full
 from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
-from engine import durable, errors
+from engine import durable, errors, regular_file
 from engine.errors import EliteError
 from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.launch.notifier import Notifier
@@ -81,7 +81,11 @@ def main(
         ready: Closed as soon as the run is independent and its launcher may exit.
     """
     run = RunDirectory(Path(run_path))
-    _detach(run.log_path)
+    try:
+        _detach(run.log_path)
+    except OSError as error:  # the run directory is gone, or something else lies in the log's place
+        print(f"the run directory cannot be used: {error}", file=sys.stderr)  # noqa: T201 - there is no log
+        sys.exit(errors.TRAINING_FAILED)
     limit_omp_spin(os.environ)
     number_by_bus(os.environ)
     events.cancel_join_thread()
@@ -125,7 +129,7 @@ def _detach(log_path: Path) -> None:
     # Fails if the process already leads a group, which is enough.
     with contextlib.suppress(PermissionError):
         os.setsid()
-    log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = regular_file.open_for_appending(log_path)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)

@@ -24,6 +24,7 @@ from engine.config import to_mapping
 from engine.data.sources import estimate_data_tokens
 from engine.errors import EliteError
 from engine.hardware.inventory import take_inventory
+from engine.home_folder import expand_home
 from engine.launch.preflight import needed_bytes, partial_checkpoint_bytes
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
@@ -89,7 +90,7 @@ def examine(config: RunConfig, *, probe: bool = True) -> Iterator[Check]:
         config: Configuration of the run; without repositories, only checks that do not need them are made.
         probe: Whether to start the child process, which takes seconds; its rows are omitted otherwise.
     """
-    output = Path(config.output.directory).expanduser().absolute()
+    output = expand_home(config.output.directory).absolute()
     tokens, row = _repository(config)
     yield row
     writable = _output(output)

@@ -24,6 +24,7 @@ from engine.runs import process_record
 from engine.runs.access import Access, look
 from engine.runs.control import deliver_command
 from engine.runs.journal import JournalReader, decode_line, read_ends
+from engine.runs.run_summary import ACTIVE
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -140,11 +141,16 @@ class RunHandle:
         first = record.first_seq if record else 0
         for envelope in envelopes:
             self._follow_ending(envelope, first)
-        if not (alive or self.ending or self.problem or self.behind) and self.status() == "died":
+        if not (alive or self.ending or self.problem or self.behind) and self._is_over(envelopes):
             self.ending = self._describe_death()
             self._presumed_dead = True
             envelopes.append(Envelope(run=self.run.id, seq=self._next, time=time.time(), event=self.ending))
         return envelopes
+
+    def _is_over(self, news: list[Envelope]) -> bool:
+        """Whether a run without a process has no last event, or one that the order of a damaged journal hides."""
+        status = self.status()
+        return status == "died" or (status not in ACTIVE and not news)
 
     def send(self, command: Command) -> None:
         """Sends a command; its CommandAcked comes with the events.

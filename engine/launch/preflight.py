@@ -11,6 +11,7 @@ from engine import errors
 from engine.config import model_name
 from engine.data.sources import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
+from engine.home_folder import expand_home
 from engine.models.base_changes import check_pooling
 from engine.models.catalogue import find_model
 from engine.models.folder import open_folder
@@ -136,7 +137,4 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _absolute(text: str) -> Path:
-    try:
-        return Path(text).expanduser().absolute()
-    except RuntimeError:  # "~name" of a user who does not exist may still be the name of a folder
-        return Path(text).absolute()
+    return expand_home(text).absolute()

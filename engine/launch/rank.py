@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import config as run_config
-from engine import errors
+from engine import errors, regular_file
 from engine.hardware.environment import limit_omp_spin, number_by_bus, show_one
 from engine.hardware.limits import count_cores
 from engine.hardware.nvml import Nvml
@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joi
 def _detach(run: Path, rank: int) -> None:
     """Redirects output to the rank's log, and makes the kernel kill the rank when the agent dies."""
     (run / FOLDER).mkdir(exist_ok=True)
-    log = os.open(log_path(run, rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = regular_file.open_for_appending(log_path(run, rank))
     for target in (1, 2):
         os.dup2(log, target)
     os.close(log)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import errors, regular_file
 from engine.assets import asset
+from engine.home_folder import expand_home
 from engine.models.config_reader import ConfigError, spec_from_config
 from engine.models.families import (
     FAMILIES,
@@ -101,9 +102,9 @@ def find_model(name: str, *, download: bool = True) -> ModelSpec:
 
 def _as_directory(name: str) -> Path | None:
     try:
-        path = Path(name).expanduser()
+        path = expand_home(name)
         return path if name and path.is_dir() else None
-    except (OSError, RuntimeError):  # a name too long for a path, or the home of a user who does not exist
+    except OSError:  # a name too long for a path
         return None
 
 

@@ -82,7 +82,9 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
             wanted = stored_vocabulary(Path(source)) if Path(source).is_dir() else {}
             tokenizer = _from_library(spec, AutoTokenizer, source, {})
             check_converted(tokenizer, wanted, Path(source))
-    except (AttributeError, TypeError) as error:  # from transformers, for settings of the wrong type
+    except (errors.EliteError, MemoryError):
+        raise
+    except Exception as error:  # from transformers, of any kind, by what the settings hold
         problem = f"its tokenizer's settings cannot be read ({_first_line(error)})"
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
     config = _from_library(spec, _Cached("config.json"), source, {})
@@ -173,10 +175,13 @@ def open_weights(spec: ModelSpec) -> tuple[WeightMap, PreTrainedConfig]:
 
 def _open_folder(spec: ModelSpec, path: Path) -> tuple[WeightMap, PreTrainedConfig]:
     folder = open_folder(path)
-    config = text_config(_from_library(spec, AutoConfig, str(folder.path), {}), folder)
+    whole = _from_library(spec, AutoConfig, str(folder.path), {})
     try:
+        config = text_config(whole, folder)
         return map_weights(folder, config), config
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, ArithmeticError) as error:
+    except (errors.EliteError, MemoryError):
+        raise
+    except Exception as error:  # of any kind, by what config.json holds
         raise _unsupported(spec, error) from error
 
 

@@ -35,10 +35,16 @@ def open_saved(folder: Path) -> PreTrainedTokenizerFast:
 
     Raises:
         EliteError: MODEL_DIRECTORY_INVALID.
-        OSError, ValueError: its settings cannot be read.
+        OSError, ValueError: the model's configuration cannot be read.
     """
     own = read_file(folder / FILE)
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind, by what the settings hold
+        problem = f"its tokenizer's settings cannot be read ({errors.one_line(error)})"
+        raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
     use_file(tokenizer, own)
     config = folder / "config.json"
     name_end(

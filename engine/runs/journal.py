@@ -85,7 +85,7 @@ class JournalWriter:
         self._run = run_id
         self._lock = threading.Lock()
         self._progress_written = -PROGRESS_INTERVAL_S
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._fd = regular_file.open_for_appending(path, reading=True)
         _mend_last_line(self._fd)
         self._seq = _next_seq(self._fd)
         self._path = path

@@ -214,6 +214,8 @@ class RunDirectory:
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise errors.RUN_UNKNOWN(reference=self.path) from None
         except OSError as error:
             raise _output_error(self.path, error, 0) from error
         try:

@@ -93,6 +93,7 @@ class RunSummary:
 
 
 _E = TypeVar("_E", bound=Event)
+_ENDS_AND_BEGINNINGS = (RunFinished, RunFailed, RunStarted, PhaseChanged)
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,9 @@ def _observe(run: RunFiles) -> _Observation:
 def _status(run: RunFiles, seen: _Observation) -> RunStatus:
     first = seen.record.first_seq if seen.record else 0
     attempt = [envelope.event for envelope in seen.tail if envelope.seq >= first]
-    ending = next((e for e in reversed(attempt) if isinstance(e, (RunFinished, RunFailed))), None)
+    # An attempt that began later has no end: its record of the process may have been lost.
+    last = next((e for e in reversed(attempt) if isinstance(e, _ENDS_AND_BEGINNINGS)), None)
+    ending = last if isinstance(last, (RunFinished, RunFailed)) else None
     if isinstance(ending, RunFinished):
         return ending.status
     if isinstance(ending, RunFailed):

@@ -30,7 +30,10 @@ def prove_folder(folder: Path) -> Proof:
         raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config(decoder=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        config.to_dict()  # which fails where a part of it is of another kind
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind, by what config.json holds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise errors.MODEL_FAMILY_UNSUPPORTED(
             family=family, feature="transformers", problem=lines[0].rstrip("."), supported="the models that it knows"

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ import torch
 
 import engine.recipes.fine_tune
 from tests.chaos import app, damage, kills, memory, mutations, surroundings
+from tests.chaos.fuzzing import fuzz, replay
 from tests.chaos.lab import BrokenError, Lab
+from tests.chaos.surfaces import SURFACES
 from tests.runs import test_power_loss
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "chaos.json"
@@ -70,7 +73,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ("mutated journals", 10_000, 100, damage.mutate_journals),
     ("truncated and flipped files", 4_000, 200, damage.damage_files),
     ("odd values in run directories", 15_000, 60, mutations.mutate_run_directories),
-    ("odd command lines", 5_000, 12, mutations.mutate_commands),
+    *((name, full, short, partial(fuzz, surface=name, make=make)) for name, (full, short, make) in SURFACES.items()),
     ("power lost, by the model", 40, 0, lose_power),
 )
 
@@ -82,6 +85,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", metavar="TEXT", default="", help="scenarios whose name holds this")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
+    parser.add_argument("--replay", metavar="NAME:SEED:INDEX", help="one odd input again; its folder is left")
     parser.add_argument("--on-disk", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--times", type=int, default=1, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -89,12 +93,17 @@ def main() -> int:
     if args.on_disk:
         print(surroundings.run_on(args.on_disk, args.times, args.seed))
         return 0
+    if args.replay:
+        lab = Lab(Path(tempfile.mkdtemp(prefix="elite-chaos-")), args.seed)
+        for name, value in replay(lab, SURFACES[args.replay.rsplit(":", 2)[0]][2], args.replay).items():
+            print(f"{name}: {value}")
+        return 0
     rows = [run(scenario, args) for scenario in SCENARIOS if args.only in scenario[0]]
     for name, counts, seconds, problem in rows:
         text = ", ".join(f"{count:,} {what}" for what, count in counts.items() if isinstance(count, int))
         print(f"{name:<32} {text:<34} {seconds:7.1f} s  {problem or 'nothing lost'}")
     if args.json:
-        write(args.json, args.seed, rows)
+        write(args.json, args.seed, rows, keep=bool(args.only))
     return int(any(problem for *_, problem in rows))
 
 
@@ -125,21 +134,25 @@ def _can_mount() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
-def write(path: Path, seed: int, rows: list[tuple[str, Counts, float, str]]) -> None:
-    """Counts, seed, seconds, versions and machine."""
-    content = {
+def write(path: Path, seed: int, rows: list[tuple[str, Counts, float, str]], *, keep: bool) -> None:
+    """Writes counts, seed, seconds, versions and machine; `keep` leaves the rows of scenarios that were not run."""
+    where = {
         "command": "make chaos",
         "seed": seed,
         "elite_tui": engine.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "scenarios": [
-            {"name": name, **counts, "seconds": round(seconds, 1), "lost": problem}
-            for name, counts, seconds, problem in rows
-        ],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    found = {
+        name: {"name": name, **counts, "seconds": round(seconds, 1), "lost": problem}
+        for name, counts, seconds, problem in rows
+    }
+    former = json.loads(path.read_text()) if keep and path.exists() else {}
+    if {name: former.get(name) for name in where} == where:
+        found = {row["name"]: row for row in former["scenarios"]} | found
+    ordered = [found[name] for name, *_ in SCENARIOS if name in found]
+    path.write_text(json.dumps({**where, "scenarios": ordered}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,52 +16,7 @@ from engine.protocol import LogLine
 from engine.runs.journal import JournalReader, JournalWriter
 from engine.runs.run_directory import RunDirectory
 from tests.chaos.lab import BrokenError, Lab, wait_for
-
-_FRAGMENTS = (
-    b"- ",
-    b": ",
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b"!!python/object/apply:os.system",
-    b"&a *a",
-    b"\x00",
-    b"\xff\xfe",
-    b"\n\n",
-    b"null",
-    b"1e999",
-    b"-1",
-    b"'",
-    b'"',
-    b"\t",
-    b"%YAML 9",
-    b"<<: *x",
-    b"?",
-    b"\xf0\x9f\x92\xa9",
-    b"999999999999999999999999",
-)
-
-
-def mutate(data: bytes, rng: random.Random) -> bytes:
-    """One to four changes: flipped, inserted, removed, repeated, cut off."""
-    changed = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(changed) + 1)
-        kind = rng.randrange(6)
-        if kind == 0 and at < len(changed):
-            changed[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            changed[at:at] = rng.choice(_FRAGMENTS)
-        elif kind == 2:
-            del changed[at : at + rng.randint(1, 40)]
-        elif kind == 3:
-            changed[at:at] = changed[at : at + rng.randint(1, 60)]
-        elif kind == 4:
-            del changed[at:]
-        else:
-            changed[at:at] = rng.randbytes(rng.randint(1, 8))
-    return bytes(changed)
+from tests.chaos.odd import mutate
 
 
 def mutate_configurations(lab: Lab, count: int) -> dict[str, int]:

@@ -60,7 +60,7 @@ class Lab:
     """A folder with all that runs need, and the random numbers that decide when they die."""
 
     def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.random = folder, random.Random(seed)
+        self.folder, self.seed, self.random = folder, seed, random.Random(seed)
         self.model = folder / "model"
         self.repository = folder / "repository"
         os.environ["ELITE_TUI_STATE_DIR"] = str(folder / "state")

@@ -1,15 +1,10 @@
-"""Values of odd types and sizes in a run's files and on the command line: an answer in one line, and in time."""
+"""Values of odd types and sizes in a run's files, given to its readers and to the monitor's panels directly."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import io
-import json
-import os
 import random
 import re
-import shutil
 import signal
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,49 +18,18 @@ from elite_tui.runs.history import X_AXES
 from elite_tui.runs.open_runs import OpenRun
 from elite_tui.runs.report import read_report
 from elite_tui.runs.view import RunView
-from engine import cli
-from engine.config import RunConfig, to_mapping
 from engine.errors import EliteError
 from engine.export.merging import read_updates
 from engine.export.source import open_source
 from engine.generation.run_models import models_of
 from engine.launch.handle import RunHandle
-from engine.runs.journal import seal_line
 from engine.runs.run_directory import RunDirectory
-from tests.chaos.lab import BrokenError, Lab, in_fork, wait_for
+from tests.chaos.lab import BrokenError, Lab
+from tests.chaos.odd import odd_json
+from tests.chaos.surfaces.run_directories import odd_journal
 
 LONGEST_S = 30.0
-STATUSES = (0, 2, 3, 4, 130)
-ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**30, -(10**30), 10**400, 1e308, -1e308, 1e-320, 0.5, -0.0, "", "x",
-    "\x1b[31m[bold]x", "\x1b]0;title\x07", "a" * 5000, "\u202e\u200b\ud800", "[/]", [], {}, [1], {"a": 1}, [[[]]],
-)  # fmt: skip
-TEXTS = (
-    "", "0", "-1", "1e999", ".nan", "nan", "1e-320", "9" * 20, "1" + "0" * 5000, "true", "null", "[]", "{}", "{a: b}",
-    "'x'", '"\\u0000"', "\x1b[31mred", "[bold]x[/bold]", "a" * 10_000, "../../../etc/passwd", "/dev/zero", "/dev/null",
-    "~", "~nobody/x", "$HOME", "%s%n", "2026-01-01", "0x10", "1_000", "!!python/object/apply:os.system ['id']",
-    "&a [*a]", "\ud800", "é", "[" * 3000, "auto", "demo", "1:30:00", "a=b", "--", "-", "@file",
-)  # fmt: skip
 _ESCAPE = re.compile(r"[\x07\x1b\u202e]")
-
-
-def odd(value: Any, rng: random.Random) -> Any:
-    """The value with one part removed, repeated, or replaced by something odd."""
-    if isinstance(value, dict) and value and rng.random() < 0.85:
-        key = rng.choice(list(value))
-        chance = rng.random()
-        if chance < 0.12:
-            del value[key]
-        elif chance < 0.5 and isinstance(value[key], (dict, list)):
-            value[key] = odd(value[key], rng)
-        else:
-            value[key] = copy.deepcopy(rng.choice(ODD))
-        return value
-    if isinstance(value, list) and value and rng.random() < 0.85:
-        place = rng.randrange(len(value))
-        value[place] = odd(value[place], rng)
-        return value
-    return copy.deepcopy(rng.choice(ODD))
 
 
 def mutate_run_directories(lab: Lab, count: int) -> dict[str, int]:
@@ -87,23 +51,7 @@ def mutate_run_directories(lab: Lab, count: int) -> dict[str, int]:
 
 
 def _mutated(name: str, original: bytes, rng: random.Random) -> bytes:
-    if name != "events.jsonl":
-        if rng.random() < 0.1:
-            return rng.choice([b"", b"[", b"[" * 30_000, b'{"a":' * 50_000, b"null", b"1e999", b"\0"])
-        return json.dumps(odd(json.loads(original), rng)).encode()
-    events = [json.loads(line) for line in original.splitlines()]
-    for event in events:
-        event.pop("crc", None)
-    for _ in range(rng.randint(1, 5)):
-        place = rng.randrange(len(events))
-        events[place] = odd(events[place], rng)
-    if rng.random() < 0.2:
-        rng.shuffle(events)
-    lines = []
-    for event in events:
-        line = json.dumps(event, separators=(",", ":")).encode()
-        lines.append(seal_line(line) if line.endswith(b"}") and rng.random() < 0.9 else line)
-    return b"\n".join(lines) + b"\n"
+    return odd_journal(original, rng) if name == "events.jsonl" else odd_json(original, rng)
 
 
 def _answers(read: Callable[[RunDirectory], Any], run: RunDirectory, what: str) -> bool:
@@ -177,58 +125,3 @@ _FILES: tuple[tuple[str, tuple[Callable[[RunDirectory], Any], ...]], ...] = (
         (lambda run: open_source(run, "adapter"), lambda run: read_updates(run.adapter_path)),
     ),
 )
-
-
-def mutate_commands(lab: Lab, count: int) -> dict[str, int]:
-    """Every command line ends in time, with one of the documented exit codes, without a traceback or an escape."""
-    fields = [f"{section}.{name}" for section, names in to_mapping(RunConfig()).items() for name in names]
-    log = lab.folder / "output"
-    statuses = dict.fromkeys(STATUSES, 0)
-    for _ in range(count):
-        arguments = _command(lab, fields)
-        status = wait_for(in_fork(lambda words=arguments: _run(words, log)), LONGEST_S)  # type: ignore[misc]
-        text = log.read_text(encoding="utf-8", errors="replace")
-        if status not in STATUSES or "Traceback" in text or _ESCAPE.search(text):
-            raise BrokenError(f"{[word[:80] for word in arguments]} ended with {status}: {text[-1500:]}")
-        statuses[status] += 1
-    shutil.rmtree(lab.folder / "out", ignore_errors=True)
-    return {"run": count, "refused": count - statuses[0]}
-
-
-def _run(words: list[str], log: Path) -> None:
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 1)
-    os.dup2(1, 2)
-    out, err = (
-        io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", "backslashreplace") for number in (1, 2)
-    )
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            status = cli.main(words)
-        finally:
-            out.flush()
-            err.flush()
-    raise SystemExit(status)
-
-
-def _command(lab: Lab, fields: list[str]) -> list[str]:
-    rng = lab.random
-
-    def word() -> str:
-        text = rng.choice(TEXTS) + (rng.choice(TEXTS) if rng.random() < 0.15 else "")
-        return text.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape").replace("\0", "")
-
-    settings = [part for _ in range(rng.randint(1, 3)) for part in ("--set", f"{rng.choice(fields)}={word()}")]
-    output = ["--output", str(lab.folder / "out")]
-    return rng.choice(
-        [
-            ["doctor", "--quick", "--repo", str(lab.repository), "--model", "demo", *output, *settings],
-            ["plan", "--model", "demo", *settings],
-            ["plan", "--model", word(), rng.choice(["--context", "--tier", "--ram"]), word()],
-            ["data", "--repo", rng.choice([str(lab.repository), word()]), "--out", str(lab.folder / "data"), *settings],
-            ["train", "--auto", "--repo", word(), "--model", word(), *output, "--max-steps", word()],
-            [rng.choice(["attach", "stop", "pause", "resume", "delete", "evaluate"]), word()],
-            ["export", word(), "--to", word(), "--output", word()],
-            ["generate", word(), rng.choice(["--temperature", "--seed", "--top-p"]), word(), "--prompt", "x"],
-            ["runs"],
-        ]
-    )

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.power_loss import Disk, Recorder, choosers
 
 from engine import atomic_dir, whole_file
 from engine.atomic_dir import DamagedError
@@ -23,6 +22,7 @@ from engine.protocol import CheckpointSaved, LogLine, PhaseChanged, RunFinished,
 from engine.runs.journal import JournalReader, JournalWriter
 from engine.runs.run_directory import RunDirectory
 from engine.training.checkpoints import CheckpointFolder, Retention, verify
+from tests.support.power_loss import Disk, Recorder, choosers
 
 KEY = "0" * 32
 

@@ -17,6 +17,7 @@ from engine.data.safe_files import Folder, NotRegularError
 from engine.data.secrets import PLACEHOLDER, SearchTooLongError, find_secrets
 from engine.data.sessions.formats import read_sessions
 from engine.data.sessions.session import Session, tools_of
+from engine.home_folder import expand_home
 
 PLACES = (".claude/projects", ".codex/sessions")
 """Below the home folder."""
@@ -103,7 +104,7 @@ def find_sessions(places: Sequence[Path], choice: Choice) -> Found:
 
 def _files(places: Sequence[Path]) -> Iterator[Path]:
     for place in places:
-        path = place.expanduser()
+        path = expand_home(place)
         if path.is_file():
             yield path
             continue
