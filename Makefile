@@ -44,7 +44,7 @@ test-all: $(STAMP) ## Run the test suite with the slow tests
 test-gpu: $(STAMP) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --durations=15 $(ARGS)
 
-chaos: $(STAMP) ## Kill, damage and fill: runs must survive it (about a quarter of an hour)
+chaos: $(STAMP) ## Kill, damage and fill: runs must survive it (about an hour)
 	$(BIN)/python -m tests.chaos --json benchmarks/results/chaos.json
 
 check: $(STAMP) ## Format, lint, strict types, import contracts

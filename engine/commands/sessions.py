@@ -106,7 +106,11 @@ def _write(path: Path, found: Found) -> dict[str, Any]:
     from engine.data.sessions.collecting import session_row
     from engine.whole_file import replace_text
 
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:  # such as a name too long for a path
+        raise errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
+    if exists:
         raise errors.OUTPUT_UNWRITABLE(path=path, problem="it exists already")
     lines, secrets = [], 0
     for session in found.sessions:
@@ -142,9 +146,10 @@ def _show(found: Found, rows: list[dict[str, Any]], written: dict[str, Any] | No
     left = ", ".join(f"{count:,} {reason}" for reason, count in found.skipped.most_common())
     console.print(f"{len(rows):,} sessions in {found.files:,} files{f'; left out: {left}' if left else ''}")
     if written is not None:
+        path = errors.one_line(written["path"])
         console.print(
-            f"wrote {written['sessions']:,} conversations to {written['path']}, {written['secrets']:,} secrets masked; "
-            f"look at them, then: engine data --dataset {written['path']}"
+            f"wrote {written['sessions']:,} conversations to {path}, {written['secrets']:,} secrets masked; "
+            f"look at them, then: engine data --dataset {path}"
         )
     elif rows:
         console.print("nothing was written; --out FILE writes them for --dataset, secrets and home folders masked")

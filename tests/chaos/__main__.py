@@ -1,6 +1,6 @@
 """Kills, damages and fills, and prints what came of it: a table, and JSON with seed, versions and machine.
 
-python -m tests.chaos             full counts, a quarter of an hour on four idle cores
+python -m tests.chaos             full counts, three quarters of an hour on four idle cores (estimated)
 python -m tests.chaos --short     each kind a few times, within a minute
 """
 
@@ -57,6 +57,16 @@ def lose_power(lab: Lab, random_ones: int) -> Counts:
     return {"disks": disks}
 
 
+def interleave(lab: Lab, count: int) -> Counts:
+    """Resume, stop, delete, rename and watch one run at once, in orders that seeds decide (tests/runs)."""
+    seed = str(lab.random.randrange(2**31))
+    command = [sys.executable, "-m", "tests.runs.interleavings", seed, str(count)]
+    done = subprocess.run(command, cwd=RESULTS.parents[2], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BrokenError(done.stderr[-3000:])
+    return {"histories": count}
+
+
 SCENARIOS: tuple[Scenario, ...] = (
     ("training and checkpoints", 120, 5, lambda lab, n: kills.kill_training(lab, n, step="whole")),
     ("streamed steps, saved within", 80, 4, lambda lab, n: kills.kill_training(lab, n, step="streamed")),
@@ -74,6 +84,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     ("truncated and flipped files", 4_000, 200, damage.damage_files),
     ("odd values in run directories", 15_000, 60, mutations.mutate_run_directories),
     *((name, full, short, partial(fuzz, surface=name, make=make)) for name, (full, short, make) in SURFACES.items()),
+    ("a run used by several at once", 1_000, 0, interleave),
     ("power lost, by the model", 40, 0, lose_power),
 )
 

@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -178,6 +179,7 @@ def run_case(bench: Bench, surface: str, make: Make, seed: int, index: int, fold
     log = bench.lab.folder / "state" / FILE_NAME
     log.unlink(missing_ok=True)
     outcome = Outcome(index, words=[word[:120] for word in words])
+    before = _contents(folder)
     began = time.monotonic()
     with _captured(bench.lab.folder / "stdout", bench.lab.folder / "stderr") as texts:
         outcome.status = _status(words)
@@ -187,7 +189,27 @@ def run_case(bench: Bench, surface: str, make: Make, seed: int, index: int, fold
     if log.exists():
         outcome.text += log.read_text(errors="replace")[-3000:]
     outcome.fault = _fault(words, outcome.status, out, err, log)
+    if not outcome.fault and words[0] != "delete":
+        after = _contents(folder)
+        changed = sorted(name for name, content in before.items() if after.get(name) != content)
+        outcome.fault = f"{words[0]} changed {', '.join(changed[:3])}" if changed else ""
     return outcome
+
+
+_REWRITTEN = re.compile(r"(^|/)(evaluation\.json|report\.md|charts/[^/]+)$")
+"""What `engine evaluate` writes again."""
+
+
+def _contents(folder: Path) -> dict[str, Any]:
+    """What each file of a case is: its content, or its kind where it is no regular file."""
+    found: dict[str, Any] = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or _REWRITTEN.search(name):
+            continue
+        is_file = path.is_file() and not path.is_symlink()
+        found[name] = zlib.crc32(path.read_bytes()) if is_file else path.lstat().st_mode
+    return found
 
 
 def _status(words: list[str]) -> int:

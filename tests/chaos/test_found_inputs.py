@@ -105,6 +105,14 @@ def test_agents_sessions_in_a_place_that_cannot_be_are_one_line(capsys):
         answer(capsys, "sessions", place)
 
 
+def test_where_sessions_were_written_is_told_without_escapes(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    assert main(["sessions", "a.jsonl", "--out", "\x1b[31mred"]) == 0
+    assert "\x1b" not in capsys.readouterr().err
+    answer(capsys, "sessions", "a.jsonl", "--out", "a" * 10_000)
+
+
 @pytest.mark.parametrize("place", ["a" * 5000 + ":3", "/dev/zero", "nowhere\0"], ids=["long", "a device", "null"])
 def test_a_prompt_from_a_file_that_is_none_is_one_line(place):
     from engine.generation.request import read_place

@@ -73,24 +73,31 @@ def make(bench: Bench, rng: random.Random, folder: Path) -> list[str]:
             path.write_bytes(change(path.read_bytes(), own))
     if rng.random() < 0.7 and (run / "adapter").is_dir():
         _seal(run / "adapter")
-    # An odd record of the process may be one of another machine, which lives for two minutes after its last write.
+    make_old(run)
+    return rng.choice(commands(run, folder, rng))
+
+
+def make_old(run: Path) -> None:
+    """An odd record of the process may be one of another machine, which lives for two minutes after its last write."""
     for name in ("process.json", "config.yaml"):
         if (run / name).exists():
             os.utime(run / name, (1e9, 1e9), follow_symlinks=False)
+
+
+def commands(run: Path, folder: Path, rng: random.Random) -> list[list[str]]:
+    """What reads a run."""
     reference = str(run)
-    return rng.choice(
-        [
-            ["runs", "--output", str(folder / "out"), *rng.choice([[], ["--json"]])],
-            ["attach", reference, *rng.choice([[], ["--json"]])],
-            ["evaluate", reference, "--tokens", "32", "--functions", "1", *rng.choice([[], ["--json"]])],
-            ["generate", reference, "--prompt", "x", "--max-tokens", "1", *rng.choice([[], ["--json"]])],
-            ["export", reference, "--to", rng.choice(["adapter", "merged", "gguf", "gguf-adapter"]), "--no-check",
-             "--output", str(folder / "exported")],
-            [rng.choice(["stop", "pause", "resume"]), reference, "--json"],
-            ["delete", reference, "--yes"],
-            ["doctor", "--quick", "--config", str(run / "config.yaml"), "--output", str(folder / "written")],
-        ]
-    )  # fmt: skip
+    return [
+        ["runs", "--output", str(folder / "out"), *rng.choice([[], ["--json"]])],
+        ["attach", reference, *rng.choice([[], ["--json"]])],
+        ["evaluate", reference, "--tokens", "32", "--functions", "1", *rng.choice([[], ["--json"]])],
+        ["generate", reference, "--prompt", "x", "--max-tokens", "1", *rng.choice([[], ["--json"]])],
+        ["export", reference, "--to", rng.choice(["adapter", "merged", "gguf", "gguf-adapter"]), "--no-check",
+         "--output", str(folder / "exported")],
+        [rng.choice(["stop", "pause", "resume"]), reference, "--json"],
+        ["delete", reference, "--yes"],
+        ["doctor", "--quick", "--config", str(run / "config.yaml"), "--output", str(folder / "written")],
+    ]  # fmt: skip
 
 
 def _seal(folder: Path) -> None:
