@@ -55,8 +55,8 @@ in fp64. Recurrent layers (Gated DeltaNet, Mamba2, short convolutions) are compa
 Default configurations leave out what larger models of a family add, such as LFM2's convolutions: the proof of a model's
 own config.json, which is made in any case, has them. gemma4_text stands for Gemma 4 26B-A4B (31B is its dense kind, 12B
 is gemma4_unified_text); E2B and E4B share keys and values between layers, which is refused by name. The heads of
-Gemma 4's full layers are 512 wide, which only torch's memory-efficient kernel takes on a GPU: not run there yet, and the
-predicted times do not know it.
+Gemma 4's full layers are 512 wide, which only torch's memory-efficient kernel takes on a GPU: not run there yet, and
+the predicted times do not know it.
 
 A plan takes the shapes of a family that no table lists from its modules. Every parameter is counted, and so are the
 tensors that a layer holds, where it runs without numbers (`engine/verify/observed_bytes.py`).

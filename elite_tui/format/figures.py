@@ -143,6 +143,8 @@ def percent_in_words(share: float | None) -> str:
 
 def printable(text: str) -> str:
     """Makes untrusted text safe to draw by escaping control characters and replacing tabs with spaces."""
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() else " " if c == "\t" else c.encode("unicode_escape").decode("ascii") for c in text
     )

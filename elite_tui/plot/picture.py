@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from textual.content import Content
 
 from elite_tui.plot.columns import Column, in_window, reduce_to_columns
@@ -81,6 +82,15 @@ class Scale:
     def row(self, value: float, rows: int) -> int:
         """Returns the row of dots of a value, counted from the top; clamps values outside."""
         return round((1.0 - min(1.0, max(0.0, self.share(value)))) * (rows - 1))
+
+    def rows(self, values: Values, rows: int) -> NDArray[np.int64]:
+        """Returns `row` of each finite value."""
+        if self.log:
+            ratios = np.log(np.where(values > 0, values, self.low) / self.low) / math.log(self.high / self.low)
+            shares = np.where(values > 0, ratios, -1.0)
+        else:
+            shares = (values - self.low) / (self.high - self.low)
+        return np.rint((1.0 - np.clip(shares, 0.0, 1.0)) * (rows - 1)).astype(np.int64)
 
 
 def scale_of(
@@ -178,10 +188,13 @@ def _draw_letters(cells: Cells, columns: Sequence[Column], one: Series, scale: S
 def _draw_markers(cells: Cells, one: Series, window: tuple[float, float], scale: Scale, size: tuple[int, int]) -> None:
     width, height = size
     left, span = window[0], window[1] - window[0]
-    for x, y in zip(one.x.tolist(), _drawable(one.y, scale).tolist(), strict=True):
-        if math.isfinite(y) and window[0] <= x <= window[1]:
-            cell = round((x - left) / span * (width - 1)) if span > 0 else 0
-            cells[scale.row(y, height)][cell] = (one.marker, one.style)
+    x, y = one.x, _drawable(one.y, scale)
+    shown = np.isfinite(y) & (x >= window[0]) & (x <= window[1])
+    places = np.rint((x[shown] - left) / span * (width - 1)) if span > 0 else np.zeros(int(shown.sum()))
+    rows = scale.rows(y[shown], height)
+    # Each cell once: a run may be evaluated a hundred thousand times.
+    for place, row in {*zip(places.astype(int).tolist(), rows.tolist(), strict=True)}:
+        cells[row][place] = (one.marker, one.style)
 
 
 def joined(cells: Sequence[Cell]) -> Content:

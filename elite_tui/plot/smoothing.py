@@ -25,8 +25,14 @@ class Smoother:
         self._smoothed: Values = np.empty(0)
         self._mean, self._past = 0.0, 1.0
 
-    def __call__(self, y: Values, weight: float) -> Values:
-        """Returns the smoothed curve, of the same length; y itself for weight 0."""
+    def __call__(self, y: Values, weight: float, rows: Values | None = None) -> Values:
+        """Returns the smoothed curve, of the same length; y itself for weight 0.
+
+        Args:
+            y: The curve.
+            weight: Weight of the past at each step.
+            rows: How many steps each point is the mean of; None for one each.
+        """
         if weight <= 0.0:
             return y
         known = self._source.size
@@ -37,7 +43,13 @@ class Smoother:
         fresh = y[known:].copy()
         finite = np.isfinite(fresh)
         fresh[~finite] = np.nan
-        fresh[finite] = self._averages(fresh[finite], weight)
+        steps = np.ones(fresh.size) if rows is None else rows[known:]
+        ends = [*(np.flatnonzero(np.diff(steps)) + 1).tolist(), fresh.size]
+        for start, end in zip([0, *ends], ends, strict=False):
+            # A long run's early points stand for ever more steps, in few stretches.
+            if start < end:
+                part, here = fresh[start:end], finite[start:end]
+                part[here] = self._averages(part[here], weight ** float(steps[start]))
         self._source = y
         self._smoothed = np.concatenate((self._smoothed, fresh))
         return self._smoothed

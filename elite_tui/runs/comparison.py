@@ -19,7 +19,7 @@ from elite_tui.runs.files import PlannedRun, read_plan
 from elite_tui.runs.view import RunView
 from engine import config as run_config
 from engine.errors import EliteError
-from engine.runs.journal import JournalReader
+from engine.runs.journal import read_events
 from engine.runs.run_directory import RunDirectory
 
 LETTERS = "ABCDEFGH"
@@ -67,7 +67,7 @@ def read_comparison(paths: Sequence[Path]) -> Comparison:
 def _read(letter: str, path: Path) -> ComparedRun:
     run = RunDirectory(path)
     view = RunView(run_id=run.id)
-    for envelope in JournalReader(run.journal_path).poll():
+    for envelope in read_events(run.journal_path):
         view.apply(envelope)
     config: dict[str, str] = {}
     with contextlib.suppress(EliteError):

@@ -11,7 +11,7 @@ import numpy as np
 from elite_tui.format.figures import count_in_words, gibibytes, number_in_words, rate_in_words
 from elite_tui.plot.series import Limit, Mark, Series, Values, values
 from elite_tui.plot.smoothing import WEIGHTS, Smoother
-from elite_tui.runs.history import X_AXES
+from elite_tui.runs.history import ROWS, X_AXES, mean_of
 from elite_tui.widgets.chart import Picture
 from elite_tui.widgets.event_list import SIGNS
 from engine.plan.quantities import GIB
@@ -91,7 +91,7 @@ class RunCurves:
         x, y = self._column(run, look.x_kind), self._column(run, column)
         if not look.weight:
             return [Series(name=name, x=x, y=y, style=style)]
-        smooth = self._smoothers.setdefault(column, Smoother())(y, look.weight)
+        smooth = _smoothed(run, column, look, self._smoothers.setdefault(column, Smoother()))
         return [
             Series(name=name, x=x, y=y, style="$faint", quiet=True),
             Series(name=f"{name} ~{look.weight:g}", x=x, y=smooth, style=style),
@@ -174,6 +174,11 @@ class RunCurves:
         )
 
 
+def _smoothed(view: RunView, column: str, look: Look, smoother: Smoother) -> Values:
+    steps = view.history.steps
+    return smoother(values(steps[mean_of(column)]), look.weight, values(steps[ROWS]))
+
+
 def planned_gpu(run: OpenRun) -> float | None:
     """Returns the planned GPU bytes."""
     started = run.view.started
@@ -217,8 +222,8 @@ def overlay(views: Sequence[tuple[str, RunView]], look: Look) -> Picture:
     """Overlays the losses of several runs in one chart, told apart by letters."""
     series = []
     for index, (letter, view) in enumerate(views):
-        x, y = values(view.history.steps[look.x_kind]), values(view.history.steps["loss"])
-        smooth = Smoother()(y, look.weight)
+        x = values(view.history.steps[look.x_kind])
+        smooth = _smoothed(view, "loss", look, Smoother()) if look.weight else values(view.history.steps["loss"])
         series.append(Series(name="", letter=letter, x=x, y=smooth, style=STYLES[index % len(STYLES)]))
     return Picture(
         title="Training loss",

@@ -117,8 +117,8 @@ def foreseen(run: RunView, report: RunReport | None) -> list[Content]:
     plan = report.planned if report is not None else None
     done, started = run.finished, run.started
     steps = run.history.steps
-    seconds = steps.known("seconds")
-    mean = sum(seconds) / len(seconds) if seconds else None
+    seconds, count = steps.total("seconds"), steps.appended
+    mean = seconds / count if seconds is not None else None
     gpu = (
         done.gpu_peak if done is not None and done.gpu_peak is not None else max(steps.known("gpu_peak"), default=None)
     )
@@ -130,10 +130,10 @@ def foreseen(run: RunView, report: RunReport | None) -> list[Content]:
     planned_step = plan.step_seconds if plan is not None else None
     planned_gpu = started.planned_gpu_bytes if started is not None else None
     planned_host = started.planned_host_bytes if started is not None else None
-    total = planned_step * len(steps) if planned_step is not None and len(steps) else None
+    total = planned_step * count if planned_step is not None and count else None
     rows = [
         ("a step", planned_step, mean, duration_in_words),
-        ("all steps", total, sum(seconds) if seconds else None, duration_in_words),
+        ("all steps", total, seconds, duration_in_words),
         ("RAM peak", planned_host or (plan.host_bytes if plan else None), host, bytes_in_words),
     ]
     if gpu is not None:

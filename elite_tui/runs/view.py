@@ -27,6 +27,8 @@ from engine.protocol import (
 
 LOG_LINES_KEPT = 5_000
 HAPPENINGS_KEPT = 1_000
+LONGEST_TEXT = 10_000
+"""Characters of a line that are kept; the journal holds the rest."""
 
 CHILD_DIED = "child-died"
 """Error of a synthetic RunFailed, made by the reader when the training process exited without reporting an error."""
@@ -235,11 +237,18 @@ class RunView:
 
     def _tell(self, envelope: Envelope, kind: str, text: str, remedy: str = "") -> None:
         """Adds an entry to the list of events and to the log."""
+        text, remedy = _shortened(text), _shortened(remedy)
         self.happenings.append(RunEvent(time=envelope.time, step=self.done_steps, kind=kind, text=text, remedy=remedy))
         self.happening_count += 1
         level = "error" if self.failed is not None else "warning" if kind in ("warning", "recovery") else "info"
         self._log(envelope, level, f"{text} ({remedy})" if remedy else text)
 
     def _log(self, envelope: Envelope, level: str, text: str) -> None:
-        self.log.append(LogEntry(envelope.time, level, text))
+        self.log.append(LogEntry(envelope.time, level, _shortened(text)))
         self.log_count += 1
+
+
+def _shortened(text: str) -> str:
+    return (
+        text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … {len(text) - LONGEST_TEXT:,} more characters"
+    )

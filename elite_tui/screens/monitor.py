@@ -109,8 +109,16 @@ class MonitorScreen(RunCommands, ChartScreen):
         levels_shown = self._levels(run)
         self.query_one("#figures", Fitted).show(lambda *size: figures(run, size, levels_shown))
         self._show_tabs(run)
-        steps, held_out = len(run.view.history.steps), len(run.view.history.held_out)
-        curves = (run.key, steps, held_out, run.view.happening_count, run.planned, self.size)
+        history = run.view.history
+        curves = (
+            run.key,
+            id(history),
+            history.steps.version,
+            history.held_out.version,
+            run.view.happening_count,
+            run.planned,
+            self.size,
+        )
         if curves != self._drawn:
             self._drawn = curves
             self.draw_charts()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import ClassVar
 
 from elite_tui.runs.view import HAPPENINGS_KEPT, RunEvent, RunView
-from elite_tui.widgets.line_pane import LinePane, Row
+from elite_tui.widgets.line_pane import LinePane, Row, clock_in_words
 
 SIGNS = {
     "checkpoint": "▪",
@@ -59,7 +58,7 @@ class EventList(LinePane):
 
     def _rows_of(self, happenings: Iterable[RunEvent]) -> Iterable[Row]:
         for one in happenings:
-            clock = time.strftime("%H:%M:%S", time.localtime(one.time))
+            clock = clock_in_words(int(one.time))
             gutter = f"{clock} {SIGNS.get(one.kind, '·')} "
             failed = one.kind == "end" and bool(one.remedy)
             yield from self.fold(gutter, "error" if failed else one.kind, one.text)

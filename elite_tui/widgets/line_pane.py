@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -17,6 +19,16 @@ from elite_tui.format.figures import printable
 
 if TYPE_CHECKING:
     from textual.binding import BindingType
+
+
+@functools.lru_cache(maxsize=4096)
+def clock_in_words(second: int) -> str:
+    """Formats a second since 1970 as local time of day. Thousands of lines are drawn at once."""
+    return time.strftime("%H:%M:%S", time.localtime(second))
+
+
+_MOST_A_CELL = 4
+"""Characters of a cell that are measured at once; accents take none."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +73,15 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
     def fold(self, gutter: str, kind: str, text: str) -> Iterable[Row]:
         """Wraps a line to rows; the gutter of all but the first is blank."""
         free = max(1, self.line_width - len(gutter))
-        rest = printable(text)
-        while cell_len(rest) > free:
-            piece = chop_cells(rest, free)[0]
+        rest, start = printable(text), 0
+        while (length := _first_row(rest, start, free)) < len(rest) - start:
             # At a word's end, unless that would leave half of the row blank.
-            space = piece.rfind(" ") if not rest[len(piece) :].startswith(" ") else -1
-            piece = piece[:space] if space > len(piece) // 2 else piece
-            yield Row(gutter, kind, piece)
-            gutter, rest = " " * len(gutter), rest[len(piece) :].removeprefix(" ")
-        yield Row(gutter, kind, rest)
+            space = -1 if rest.startswith(" ", start + length) else rest.rfind(" ", start, start + length) - start
+            length = space if space > length // 2 else length
+            yield Row(gutter, kind, rest[start : start + length])
+            gutter, start = " " * len(gutter), start + length
+            start += rest.startswith(" ", start)
+        yield Row(gutter, kind, rest[start:])
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Replaces all rows."""
@@ -111,6 +123,15 @@ class LinePane(ScrollView, can_focus=True, inherit_bindings=False):
             end = start + len(self.highlight)
         segments.append(Segment(text[end:], style))
         return Strip(segment for segment in segments if segment.text).adjust_cell_length(width, self.rich_style)
+
+
+def _first_row(text: str, start: int, width: int) -> int:
+    """Returns how many characters from `start` on fit into a row; at least one, where there is one."""
+    # The next few alone are measured: to measure the whole rest for each row would take the square of a line's length.
+    head = text[start : start + _MOST_A_CELL * width]
+    if len(head) <= width and (head.isascii() or cell_len(head) <= width):
+        return len(head)
+    return len(next((piece for piece in chop_cells(head, width) if piece), head))
 
 
 def _find(text: str, wanted: str) -> list[int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import ClassVar
 
 from elite_tui.runs.view import LOG_LINES_KEPT, LogEntry, RunView
-from elite_tui.widgets.line_pane import LinePane, Row
+from elite_tui.widgets.line_pane import LinePane, Row, clock_in_words
 
 MARKS = {"debug": "·", "info": " ", "warning": "!", "error": "✗"}
 "Sign of each level, shown beside its colour, lowest first."
@@ -72,5 +71,5 @@ class LogPane(LinePane):
             if LEVELS.index(level) < least or self.highlight not in entry.text.lower():
                 continue
             self.shown += 1
-            clock = time.strftime("%H:%M:%S", time.localtime(entry.time))
+            clock = clock_in_words(int(entry.time))
             yield from self.fold(f"{clock} {MARKS[level]} ", level, entry.text)

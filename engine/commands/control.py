@@ -72,7 +72,8 @@ def _attach(args: argparse.Namespace) -> int:
                     display.show(envelope)
                 if handle.unreadable:
                     raise errors.RUN_DAMAGED(path=handle.run.path, problem=handle.problem)
-                time.sleep(_POLL_S)
+                if not handle.behind:
+                    time.sleep(_POLL_S)
         except KeyboardInterrupt:
             display.say(f"left run {handle.run.id}, which goes on; `engine stop {handle.run.id}` ends it")
             return 0

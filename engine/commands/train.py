@@ -249,7 +249,8 @@ def follow(
             if interrupts.count > passed_on and handle.ending is None:
                 passed_on += 1
                 _pass_on_interrupt(handle, display, passed_on)
-            time.sleep(_POLL_S)
+            if not handle.behind:
+                time.sleep(_POLL_S)
         display.finish(handle.run, handle.ending)
     handle.wait_exit(_EXIT_WAIT_S)
     handle.close()

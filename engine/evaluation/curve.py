@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.protocol import Envelope, EvalCompleted, RunStarted, StepCompleted
-from engine.runs.journal import JournalReader
+from engine.runs.journal import read_events
 from engine.runs.run_index import find_runs
 
 if TYPE_CHECKING:
@@ -32,35 +33,47 @@ class RunCurve:
 
 def read_curve(journal: Path) -> RunCurve:
     """Reads the losses in a journal; an unreadable journal has none."""
-    return curve_of(JournalReader(journal).poll())
+    return curve_of(read_events(journal))
 
 
 def curve_of(events: Iterable[Envelope]) -> RunCurve:
     """Extracts the losses from a run's events."""
-    steps: dict[int, StepCompleted] = {}
+    steps: dict[int, tuple[int, float | None]] = {}
+    "Tokens and loss of each; a million whole events would fill a gigabyte."
     scores: dict[int, float] = {}
+    step_numbers: list[int] = []
+    score_numbers: list[int] = []
     total_steps = 0
     for envelope in events:
         event = envelope.event
         if isinstance(event, StepCompleted):
             # After a rollback, a repeated step discards all later ones.
-            steps = {number: step for number, step in steps.items() if number < event.step}
-            scores = {number: loss for number, loss in scores.items() if number < event.step}
-            steps[event.step] = event
+            _discard(steps, step_numbers, event.step)
+            _discard(scores, score_numbers, event.step)
+            steps[event.step] = event.tokens, event.loss
+            step_numbers.append(event.step)
             total_steps = event.total_steps
         elif isinstance(event, EvalCompleted) and event.loss is not None:
+            if event.step not in scores:
+                bisect.insort(score_numbers, event.step)
             scores[event.step] = event.loss
         elif isinstance(event, RunStarted):
             total_steps = event.total_steps or total_steps
     tokens, at = 0, {0: 0}
     for number in sorted(steps):
-        tokens += steps[number].tokens
+        tokens += steps[number][0]
         at[number] = tokens
     return RunCurve(
-        training=tuple((float(at[n]), loss) for n in sorted(steps) if (loss := steps[n].loss) is not None),
+        training=tuple((float(at[n]), loss) for n in sorted(steps) if (loss := steps[n][1]) is not None),
         held_out=tuple((float(at[n]), scores[n]) for n in sorted(scores) if n in at),
         total_tokens=tokens / len(steps) * max(total_steps, len(steps)) if steps else None,
     )
+
+
+def _discard(found: dict[int, Any], numbers: list[int], first: int) -> None:
+    """Drops what has the number `first` or a later one; `numbers` are the keys in order."""
+    while numbers and numbers[-1] >= first:
+        del found[numbers.pop()]
 
 
 def past_ratios(model: str, *, before: str, runs: Iterable[RunDirectory] | None = None) -> list[float]:

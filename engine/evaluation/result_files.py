@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from engine import regular_file
-from engine.evaluation.curve import curve_of, past_ratios
+from engine.evaluation.curve import past_ratios, read_curve
 from engine.evaluation.promise import Promise, compare
 from engine.evaluation.report import RunReport, write_report
 from engine.evaluation.result import FILE_NAME
 from engine.evaluation.so_far import progress_of
 from engine.generation.run_models import models_of
-from engine.protocol import Envelope, EvalCompleted, RunFinished, RunStarted
-from engine.runs.journal import JournalReader
+from engine.protocol import EvalCompleted, RunFinished, RunStarted
+from engine.runs.journal import read_events
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
@@ -52,21 +53,20 @@ def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation,
         EliteError: RUN_DAMAGED, RUN_WITHOUT_RESULT.
         OSError: the disk is full or not writable.
     """
-    events = JournalReader(run.journal_path).poll()
-    finished = _last(events, RunFinished)
+    seen = _read_journal(run.journal_path)
+    finished = seen.finished
     if finished is None:
         return False
     found = models_of(run, config)
-    started = _last(events, RunStarted)
+    started, scored = seen.started, seen.scored
     plan = regular_file.read_object(run.plan_path)
     on_gpu = started is not None and started.planned_gpu_bytes is not None
-    scored = _last(events, EvalCompleted)
-    curve, past = curve_of(events), tuple(past_ratios(config.model.name, before=run.id))
+    curve, past = read_curve(run.journal_path), tuple(past_ratios(config.model.name, before=run.id))
     promise = Promise.from_json(plan.get("promise"))
     report = RunReport(
         config=config,
         finished=finished,
-        progress=progress_of(events),
+        progress=progress_of(read_events(run.journal_path)),
         spec=found.spec,
         context=found.context,
         precision=str(plan["precision"]),
@@ -76,7 +76,7 @@ def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation,
         held_out_scored=scored.tokens if scored else 0,
         predicted_gpu_bytes=plan.get("gpu_peak_bytes") if on_gpu else None,
         predicted_host_bytes=plan.get("host_peak_bytes"),
-        promise=None if promise is None else compare(promise, events, curve, past),
+        promise=None if promise is None else compare(promise, read_events(run.journal_path), curve, past),
         curve=curve,
         past=past,
         evaluation=evaluation,
@@ -85,8 +85,26 @@ def rewrite_report(run: RunDirectory, config: RunConfig, evaluation: Evaluation,
     return True
 
 
-def _last(events: list[Envelope], kind: Any) -> Any:
-    return next((e.event for e in reversed(events) if isinstance(e.event, kind)), None)
+@dataclass
+class _Seen:
+    """What a report tells of a journal, without its million events."""
+
+    started: RunStarted | None = None
+    finished: RunFinished | None = None
+    scored: EvalCompleted | None = None
+
+
+def _read_journal(path: Path) -> _Seen:
+    seen = _Seen()
+    for envelope in read_events(path):
+        event = envelope.event
+        if isinstance(event, RunStarted):
+            seen.started = event
+        elif isinstance(event, RunFinished):
+            seen.finished = event
+        elif isinstance(event, EvalCompleted):
+            seen.scored = event
+    return seen
 
 
 def _parameters(result: Path) -> int:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from engine.protocol import Envelope, PhaseChanged, RecoveryTaken, RunStarted, StepCompleted
 from engine.training.state import Progress
 
 
-def progress_of(events: Sequence[Envelope]) -> Progress:
+def progress_of(events: Iterable[Envelope]) -> Progress:
     """Returns the progress of a run; steps that a resumption has given up do not count."""
-    steps: dict[int, StepCompleted] = {}
+    steps: dict[int, tuple[int, float, float]] = {}
+    "Tokens, seconds and epoch of each; a million whole events would fill a gigabyte."
+    total_steps = 0
+    recoveries: list[str] = []
     for envelope in events:
         event = envelope.event
         if isinstance(event, RunStarted):
             steps = {number: step for number, step in steps.items() if number <= event.first_step}
         elif isinstance(event, StepCompleted):
-            steps[event.step] = event
-    last = steps[max(steps)] if steps else None
+            steps[event.step] = event.tokens, event.seconds, event.epoch
+            total_steps = event.total_steps
+        elif isinstance(event, RecoveryTaken):
+            recoveries.append(f"{event.what}: {event.why}")
+    last = max(steps, default=0)
     return Progress(
-        step=last.step if last else 0,
-        total_steps=last.total_steps if last else 0,
-        epoch=last.epoch if last else 0.0,
-        tokens=sum(step.tokens for step in steps.values()),
-        seconds=sum(step.seconds for step in steps.values()),
-        recoveries=[f"{e.event.what}: {e.event.why}" for e in events if isinstance(e.event, RecoveryTaken)],
+        step=last,
+        total_steps=total_steps if steps else 0,
+        epoch=steps[last][2] if steps else 0.0,
+        tokens=sum(tokens for tokens, _, _ in steps.values()),
+        seconds=sum(seconds for _, seconds, _ in steps.values()),
+        recoveries=recoveries,
     )
 
 
-def seconds_of(events: Sequence[Envelope], now: float) -> float:
+def seconds_of(events: Iterable[Envelope], now: float) -> float:
     """Returns the seconds of all training processes of a run, without the time between its attempts.
 
     Args:

@@ -41,7 +41,7 @@ _LONG_JOURNAL = 4 << 20
 """Bytes of a journal that takes so long to read that its ends are read first."""
 _GLANCE_BYTES = 1 << 18
 _READ_AT_ONCE = 1 << 18
-"""Bytes of a journal that one poll of an attached run decodes, in a hundredth of a second."""
+"""Bytes of a journal that one poll decodes, in a few milliseconds."""
 
 
 class RunHandle:
@@ -75,6 +75,8 @@ class RunHandle:
         self._commands = commands
         self._reader = JournalReader(run.journal_path)
         self._next = 0
+        self._catching_up = True
+        "Whether the journal held more than the polls so far have read, such as that of a resumed run."
         self._glanced = -1
         self._tapped: set[int] = set()
         self.unreadable = False
@@ -216,8 +218,10 @@ class RunHandle:
                 os.kill(record.pid, number)
 
     def _merge(self, queue_is_fed: bool) -> list[Envelope]:
-        if self._events is None:
+        if self._events is None or self._catching_up:
+            # Events of the queue wait in it meanwhile.
             envelopes = self._reader.poll(_READ_AT_ONCE)
+            self._catching_up = self._reader.behind
         else:
             tapped = [envelope for envelope in self._drain(self._events) if envelope.seq >= self._next]
             gapless = [envelope.seq for envelope in tapped] == list(range(self._next, self._next + len(tapped)))

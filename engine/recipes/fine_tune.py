@@ -18,7 +18,7 @@ from engine.data.chats import read_template
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.window_source import Update, WindowSource, tokens_per_update
 from engine.evaluation.baselines import Baselines, digest_windows
-from engine.evaluation.curve import curve_of, past_ratios
+from engine.evaluation.curve import past_ratios, read_curve
 from engine.evaluation.promise import compare
 from engine.evaluation.report import RunReport, write_report
 from engine.evaluation.so_far import progress_of, seconds_of
@@ -33,7 +33,7 @@ from engine.recipes.promises import keep_for_later_plans, keep_promise
 from engine.recipes.rank_data import Sharing, choose_sharing
 from engine.recipes.setup import Setup, identify_base, set_up
 from engine.recipes.stages import StageSwitch, updates_of
-from engine.runs.journal import JournalReader
+from engine.runs.journal import read_events
 from engine.steps import partial_checkpoint
 from engine.steps.data_parallel import DataParallelStep
 from engine.steps.failures import memory_errors, memory_errors_by_phase
@@ -180,11 +180,11 @@ def _train(session: TrainingSession) -> None:
     with tuning.whole():
         if session.group.leads:
             space.until_written(lambda: tuning.save(result, tokenizer, changes, base))
-    events = list(JournalReader(session.run.journal_path).poll())
+    journal = session.run.journal_path
     finished = RunFinished(
         status=status,
         steps=progress.step,
-        seconds=max(time.monotonic() - setup.started, seconds_of(events, time.time())),
+        seconds=max(time.monotonic() - setup.started, seconds_of(read_events(journal), time.time())),
         adapter=result.relative_to(session.run.path).as_posix(),
         perplexity_before=perplexity(progress.loss_before),
         perplexity_after=after.perplexity if after else None,
@@ -192,8 +192,8 @@ def _train(session: TrainingSession) -> None:
         gpu_peak=gpu_peak(device),
         host_peak=host_peak(),
     )
-    curve, past = curve_of(events), tuple(past_ratios(session.config.model.name, before=session.run.id))
-    compared = compare(promise, events, curve, past)
+    curve, past = read_curve(journal), tuple(past_ratios(session.config.model.name, before=session.run.id))
+    compared = compare(promise, read_events(journal), curve, past)
     if status == "completed" and compared.timeline is not None:
         keep_for_later_plans(session, setup, updates, compared.timeline, finished)
     report = RunReport(
@@ -428,7 +428,7 @@ def _stop_outside_the_loop(session: TrainingSession, started: float) -> None:
         stop = isinstance(command, Stop)
         session.acknowledge(command, accepted=stop, text="stopping" if stop else "the run is stopping")
     session.emit(LogLine(level="info", text="stopped before the next update: there is nothing new to save"))
-    events = list(JournalReader(session.run.journal_path).poll())
-    done = progress_of(events)
-    seconds = max(time.monotonic() - started, seconds_of(events, time.time()))
+    journal = session.run.journal_path
+    done = progress_of(read_events(journal))
+    seconds = max(time.monotonic() - started, seconds_of(read_events(journal), time.time()))
     session.emit(RunFinished(status="stopped", steps=done.step, tokens=done.tokens, seconds=seconds))

@@ -27,11 +27,12 @@ from engine.protocol import (
     RunFinished,
     RunStarted,
     StepProgress,
-    decode_event,
     encode_event,
 )
+from engine.runs.event_decoder import event_decoder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PROGRESS_INTERVAL_S = 1.0
@@ -41,6 +42,10 @@ _DURABLE = (RunStarted, PhaseChanged, EvalCompleted, CheckpointSaved, RunFinishe
 """Rare events that must survive a power failure, and are therefore synced at once."""
 
 _BLOCK = 1 << 16
+_LONGEST_LINE = 16 << 20
+"""Bytes without a newline that are damage: a reader would hold all of them, and read them again at every poll."""
+_CHUNK = 1 << 20
+"""Bytes that `read_events` holds at once."""
 _MOST_WAITING = 10_000
 """Most lines that wait in memory while the disk is full or fails."""
 
@@ -63,7 +68,7 @@ def decode_line(line: bytes) -> Envelope | None:
         if zlib.crc32(line) != seal:
             return None
     try:
-        return decode_event(line)
+        return event_decoder().decode(line)
     except ProtocolError:
         return None
 
@@ -235,19 +240,27 @@ class JournalReader:
         self.share = 0.0
         self._path = path
         self._offset = 0
+        self._in_long_line = False
 
     def poll(self, limit: int | None = None) -> list[Envelope]:
         """Reads the events whose lines were completed since the last call; none if there is no journal yet.
 
         Args:
-            limit: Approximate bytes per call, because a journal of weeks takes half a minute to decode.
+            limit: Approximate bytes per call, because a journal of weeks takes seconds to decode.
         """
         data = self._read_new(limit)
         # An incomplete last line is read again from its start, as its writer may yet remove it.
-        end = data.rfind(b"\n") + 1
-        self._offset += end
+        start, end = 0, data.rfind(b"\n") + 1
+        if self._in_long_line and end:
+            self._in_long_line, start = False, data.find(b"\n") + 1
+        if len(data) - end >= _LONGEST_LINE:
+            self.damaged += not self._in_long_line
+            self._in_long_line = True
+            self._offset += len(data)
+        else:
+            self._offset += end
         envelopes = []
-        for line in data[:end].splitlines():
+        for line in data[start:end].splitlines():
             envelope = decode_line(line)
             if envelope is None:
                 self.damaged += 1
@@ -261,11 +274,11 @@ class JournalReader:
             with os.fdopen(regular_file.open_regular(self._path), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < self._offset:
-                    self._offset = 0  # the journal was replaced by another file
+                    self._offset, self._in_long_line = 0, False  # the journal was replaced by another file
                 file.seek(self._offset)
                 data = file.read(limit)
                 if limit is not None and len(data) == limit:
-                    data += file.readline()
+                    data += file.readline(_LONGEST_LINE)
                 self.behind = self._offset + len(data) < size
                 self.share = min(1.0, (self._offset + len(data)) / size) if size else 1.0
         except FileNotFoundError:
@@ -275,6 +288,15 @@ class JournalReader:
             return b""
         self.problem = ""
         return data
+
+
+def read_events(path: Path) -> Iterator[Envelope]:
+    """Yields all events of a journal, holding a megabyte of it at a time; none if it cannot be read."""
+    reader = JournalReader(path)
+    while True:
+        yield from reader.poll(_CHUNK)
+        if not reader.behind:
+            return
 
 
 def read_ends(path: Path, limit: int) -> tuple[list[Envelope], list[Envelope]]:
@@ -318,32 +340,36 @@ def next_seq(path: Path) -> int:
 def _next_seq(fd: int) -> int:
     """Returns the last valid line's number plus one, searching backwards from the end in blocks."""
     end = os.fstat(fd).st_size
-    rest = b""
+    pieces: list[bytes] = []
+    "Of the line that begins in an earlier block, last one first; empty where it is too long."
+    length = 0
     while end > 0:
         start = max(0, end - _BLOCK)
-        data = os.pread(fd, end - start, start) + rest
-        lines = data.splitlines()
-        # The first line of a block may begin in the block before it.
-        complete = lines if start == 0 else lines[1:]
+        first, *lines = os.pread(fd, end - start, start).split(b"\n")
+        if lines:
+            lines[-1] += b"".join(reversed(pieces))
+            pieces, length = [], 0
+        length += len(first)
+        pieces = [*pieces, first] if length < _LONGEST_LINE else []
+        complete = [b"".join(reversed(pieces)), *lines] if start == 0 else lines
         for line in reversed(complete):
             if (envelope := decode_line(line)) is not None:
                 return envelope.seq + 1
-        rest = b"" if start == 0 else lines[0]
         end = start
     return 0
 
 
 def _mend_last_line(fd: int) -> None:
-    size = os.fstat(fd).st_size
-    start, tail = size, b""
-    while start > 0 and b"\n" not in tail:
-        step = min(_BLOCK, start)
-        start -= step
-        tail = os.pread(fd, step, start) + tail
-    torn = tail[tail.rfind(b"\n") + 1 :]
-    if not torn:
+    size = start = os.fstat(fd).st_size
+    while start > 0:
+        block = os.pread(fd, min(_BLOCK, start), max(0, start - _BLOCK))
+        newline = block.rfind(b"\n")
+        start -= len(block) - (newline + 1)
+        if newline >= 0:
+            break
+    if start == size:
         return
-    if decode_line(torn) is not None:
+    if size - start < _LONGEST_LINE and decode_line(os.pread(fd, size - start, start)) is not None:
         os.write(fd, b"\n")
     else:
-        os.ftruncate(fd, size - len(torn))
+        os.ftruncate(fd, start)
