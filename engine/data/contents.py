@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 
 
 def _rule(pattern: bytes) -> re.Pattern[bytes]:
-    return re.compile(pattern, re.MULTILINE)
+    # "^" matches at each line, so that white space before a word need not be looked for across lines, which from each
+    # of many blank lines to their end would take the square of their number.
+    return re.compile(pattern.replace(rb"^\s*", rb"^[^\S\n]*"), re.MULTILINE)
 
 
 _XML = _rule(rb"\A\s*<(?:\?xml|!DOCTYPE|[A-Za-z][\w:.-]*[\s>/])")
@@ -18,7 +20,7 @@ _BY_ENDING: Mapping[str, Sequence[tuple[re.Pattern[bytes], str]]] = {
     "m": (
         (_OBJECTIVE_C, "Objective-C"),
         (_rule(rb"^:- (?:module|interface|implementation|pred|func|import_module)\b"), "Mercury"),
-        (_rule(rb"^[ \t]*\(\*|^[ \t]*(?:Begin)?Package\[|:=.*[\]\[]"), "Mathematica"),
+        (_rule(rb"^[ \t]*\(\*|^[ \t]*(?:Begin)?Package\[|:=.{0,200}?[\]\[]"), "Mathematica"),
         (_rule(rb"^[ \t]*(?://|/\*|#\s*(?:include|define|ifn?def|pragma)\b)"), "Objective-C"),
     ),
     "h": ((_OBJECTIVE_C, "Objective-C"),),
@@ -50,7 +52,7 @@ _BY_ENDING: Mapping[str, Sequence[tuple[re.Pattern[bytes], str]]] = {
         (_XML, "HTML"),
         (_rule(rb"^[ \t]*(?:native|stock|forward|public|#pragma|#if)\b"), "Pawn"),
     ),
-    "pl": ((_rule(rb"^:-\s|^[a-z]\w*\([^)]*\)\s*(?::-|\.\s*$)"), "Prolog"),),
+    "pl": ((_rule(rb"^:-\s|^[a-z]\w*\([^)]{0,1000}\)\s*(?::-|\.\s*$)"), "Prolog"),),
     "t": ((_rule(rb"^\s*use\s+v6|^\s*use\s+Test\s*;"), "Raku"),),
     "v": (
         (_rule(rb"^[ \t]*(?:Require|Theorem|Lemma|Proof|Definition|Fixpoint|Inductive|Qed)\b"), "Coq"),
@@ -62,7 +64,7 @@ _BY_ENDING: Mapping[str, Sequence[tuple[re.Pattern[bytes], str]]] = {
     ),
     "d": (
         (_rule(rb"^\S+\.o\s*:"), "Makefile rules"),
-        (_rule(rb"^#pragma D option|^(?:BEGIN|END|syscall|profile|pid\$?\w*|fbt|dtrace)?:{0,3}\w*:"), "DTrace"),
+        (_rule(rb"^#pragma D option|^(?:BEGIN|END|syscall|profile|pid\$?\w{0,40}|fbt|dtrace)?:{0,3}\w*:"), "DTrace"),
     ),
     "cls": (
         (_rule(rb"^VERSION \d|^Attribute VB_"), "Visual Basic"),

@@ -114,7 +114,13 @@ def test_a_repository_of_another_user_is_read(as_plain_user: Path) -> None:
     (as_plain_user / "a.py").write_text("x\n")
     run_git(as_plain_user, "init", "-q")
     os.seteuid(0)
-    assert list_by_git(as_plain_user) == {PurePosixPath("a.py")}
+    numbers = subprocess.check_output(["git", "version"], text=True).split()[2].split(".")
+    if tuple(map(int, numbers[:2])) < (2, 38):  # which does not take the setting from its command line
+        paths, how = list_files(as_plain_user)
+        assert paths == [PurePosixPath("a.py")]
+        assert how.startswith("its .gitignore files, because git could not list it: ")
+    else:
+        assert list_by_git(as_plain_user) == {PurePosixPath("a.py")}
 
 
 @pytest.mark.parametrize("head", ["garbage\n", "ref: refs/heads/none\n"])

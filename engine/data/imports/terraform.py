@@ -18,7 +18,7 @@ _BLOCK = re.compile(
 )
 _LOCAL = re.compile(r"(?m)^[ \t]+([\w-]+)[ \t]*=[^=]")
 _SOURCE = re.compile(r'(?m)^[ \t]*source[ \t]*=[ \t]*"(\.{1,2}(?:/[^"\n]*)?)"')
-_ADDRESS = re.compile(r"(?<![\w.-])((?:var|local|module)\.[\w-]+|data\.\w+\.[\w-]+|[a-z]\w*_\w+\.[\w-]+)")
+_ADDRESS = re.compile(r"(?<![\w.-])((?:var|local|module)\.[\w-]+|data\.\w+\.[\w-]+|[a-z](?=\w*_\w)\w+\.[\w-]+)")
 _VALUE = re.compile(r"(?m)^[ \t]*([\w-]+)[ \t]*=[^=]")
 
 
