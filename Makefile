@@ -7,7 +7,7 @@ ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
-.PHONY: lock audit licences help setup demo run test test-quick test-all test-gpu chaos check format docs families claims bench-ui screenshots pictures build coverage clean
+.PHONY: lock audit licences help setup demo run test test-quick test-oldest test-all test-gpu chaos check format docs families claims bench-ui screenshots pictures build coverage clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -34,6 +34,19 @@ test: $(STAMP) ## Run the test suite
 
 test-quick: $(STAMP) ## Run the tests that take less than 0.6 s each: three minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal --quick $(ARGS)
+
+OLDEST := build/oldest/bin
+TEST_TOOLS := pytest pytest-asyncio pytest-cov pytest-textual-snapshot pytest-timeout pytest-xdist hypothesis liger-kernel
+
+test-oldest: $(STAMP) ## Run the quick tests with the oldest versions that pyproject.toml allows, in build/oldest
+	mkdir -p build
+	$(BIN)/python scripts/bounds.py > build/oldest.txt
+	grep -E '^(torch|triton|syrupy|hypothesis|liger-kernel|pytest[a-z-]*)==' constraints.txt >> build/oldest.txt
+	$(PYTHON) -m venv --clear build/oldest
+	$(OLDEST)/python -m pip --disable-pip-version-check install --quiet --constraint build/oldest.txt torch
+	$(OLDEST)/python -m pip --disable-pip-version-check install --quiet --constraint build/oldest.txt \
+	  --editable '.[quant,datasets,llama,serve]' $(TEST_TOOLS)
+	$(OLDEST)/python -m pytest -n auto --dist worksteal --quick $(ARGS)
 
 coverage: $(STAMP) ## Run the test suite, and say which lines it does not reach
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)

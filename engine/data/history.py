@@ -33,7 +33,7 @@ _OPTIONS = (
     *("--diff-algorithm=myers", "--no-indent-heuristic"),
 )
 _TRAILER = re.compile(r"^(?:[A-Z][\w-]+-by|Change-Id|Cc|CC|Reported-and-tested-by|git-svn-id): ")
-_ADDRESS = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_ADDRESS = re.compile(r"[\w.+-]{1,200}@[\w-]+(?:\.[\w-]+)+")
 _QUOTED = re.compile(r'\\(?:([abfnrtv"\\])|([0-7]{3}))')
 _ESCAPES = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, '"': 34, "\\": 92}
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import growth
-from engine.data import contents
-from engine.data.imports import terraform
+from engine.data import contents, history
+from engine.data.imports import javascript, terraform
 
 SIZE = 200_000
 RULES = [(ending, rule) for ending, rules in contents._BY_ENDING.items() for rule, _ in rules]
@@ -40,6 +40,19 @@ def test_addresses_of_terraform_are_what_they_were() -> None:
     assert [found[0] for found in terraform._ADDRESS.finditer(text)] == [
         "aws_vpc.main", "a__b.c-d", "a_b.c", "var.x", "local.a_b", "data.a.b",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", ["a", "a-", ".-", "a@", "a@b.", "é"])
+@pytest.mark.timeout(60)
+def test_addresses_in_a_crafted_message_are_found(unit: str) -> None:
+    text = history._ADDRESS.sub("…", growth.texts(unit, SIZE) + " by ann.lee+x@mail.example.org.")
+    assert text.endswith("by ….")
+
+
+@pytest.mark.parametrize("unit", ['"\\', '"', "/*", "//", '"a" '])
+@pytest.mark.timeout(60)
+def test_comments_of_a_crafted_settings_file_are_found(unit: str) -> None:
+    sum(1 for _ in javascript._COMMENTS.finditer(growth.texts(unit, SIZE)))
 
 
 lines = st.lists(st.sampled_from(["use v6", "(def", ":", ": a", "struct", "\\ ", "a", "VAR", ".section"]), max_size=4)

@@ -31,7 +31,7 @@ _BUILT = frozenset({"dist", "lib", "build", "out", "esm", "cjs", "es", "types"})
 _SOURCES = ("src", "source", "lib", "")
 _DEEPEST = 8
 "Files that a tsconfig extends in turn, and objects within objects of `exports`."
-_COMMENTS = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|/\*[^*]*(?:\*(?!/)[^*]*)*(?:\*/)?|,(?=\s*[}\]])')
+_COMMENTS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|//[^\n]*|/\*[^*]*(?:\*(?!/)[^*]*)*(?:\*/)?|,(?=\s*[}\]])')
 
 
 class JavaScriptRules(ImportRules):
