@@ -38,6 +38,7 @@ COMMAND_MODULES: tuple[str, ...] = (
     "ablate",
     "lr_range",
     "doctor",
+    "report",
     "evaluate",
     "generate",
     "serve",

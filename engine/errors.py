@@ -286,6 +286,10 @@ NOTHING_TO_RESUME = _declare(
     "nothing-to-resume", "run {run} has no valid checkpoint to resume from", "start again without --resume"
 )
 
+REPORT_UNWRITABLE = _declare(
+    "report-unwritable", "the report cannot be written to {path}: {problem}", "pass a new file's name with --output"
+)
+
 # --- export ------------------------------------------------------------------------------------------------
 EXPORT_NOTHING = _declare("export-nothing", "run {run} has nothing to export as {target}: {problem}", "{remedy}")
 EXPORT_EXISTS = _declare(

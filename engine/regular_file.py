@@ -87,6 +87,29 @@ def read_text(path: Path, most: int = MOST_BYTES, *, follow: bool = False) -> st
     return read_bytes(path, most, follow=follow).decode("utf-8")
 
 
+def read_head(path: Path, most: int) -> str:
+    """Reads the beginning of a file, at most `most` bytes; bytes that are no UTF-8 become replacement characters.
+
+    Raises:
+        OSError: see `open_regular`.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        return file.read(most).decode("utf-8", "replace")
+
+
+def read_tail(path: Path, most: int) -> str:
+    """Reads the end of a file, at most `most` bytes, from the start of a line; see `read_head`.
+
+    Raises:
+        OSError: see `open_regular`.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - most))
+        text = file.read(most).decode("utf-8", "replace")
+    return text if size <= most else text.partition("\n")[2]
+
+
 _MOST = 2**63
 """Whole numbers of a run's files are below it, and finite."""
 

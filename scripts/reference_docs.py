@@ -306,7 +306,8 @@ def troubleshooting_page() -> str:
         "",
         "`engine doctor` examines machine, repository, model and settings before a run, and says what would go wrong. "
         "Every error is one line: what, where, remedy. `--json` gives its code. Below are all of them; ‹words› stand "
-        "for what is filled in.",
+        "for what is filled in. `engine report` collects what a report of a problem needs, with secrets masked; it "
+        "sends nothing.",
         "",
     ]
     for code, title in _CODES.items():

@@ -292,10 +292,6 @@ class RunHandle:
 def _tail(path: Path) -> str:
     """Reads the end of a log, from the start of a line; "" if there is none."""
     try:
-        with os.fdopen(regular_file.open_regular(path), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(max(0, size - _LOG_TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
+        return regular_file.read_tail(path, _LOG_TAIL_BYTES)
     except OSError:
         return ""
-    return text if size <= _LOG_TAIL_BYTES else text.partition("\n")[2]
