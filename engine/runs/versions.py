@@ -6,6 +6,8 @@ import importlib.metadata
 from collections.abc import Mapping
 
 DISTRIBUTION = "elite-tui"
+_OF_CONTRIBUTORS = "dev"
+"Extra whose versions bind nobody else: tests want a newer Triton than torch's CUDA builds bring."
 
 
 def library_checks(installed: Mapping[str, str | None]) -> list[str]:
@@ -17,9 +19,13 @@ def library_checks(installed: Mapping[str, str | None]) -> list[str]:
     from packaging.requirements import Requirement
 
     problems = []
-    for text in _declared():
+    requirements, extras = _declared()
+    for text in requirements:
         requirement = Requirement(text)
-        needed = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        marker = requirement.marker
+        needed = marker is None or marker.evaluate({"extra": ""})
+        if marker is not None and not needed and not any(marker.evaluate({"extra": extra}) for extra in extras):
+            continue
         version = installed.get(requirement.name) or _version(requirement.name)
         if version is None:
             if needed:
@@ -29,11 +35,14 @@ def library_checks(installed: Mapping[str, str | None]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _declared() -> list[str]:
+def _declared() -> tuple[list[str], list[str]]:
+    """Returns the declared requirements, and the extras that a user may have asked for."""
     try:
-        return importlib.metadata.requires(DISTRIBUTION) or []
+        declared = importlib.metadata.metadata(DISTRIBUTION)
     except importlib.metadata.PackageNotFoundError:
-        return []  # a source folder has no installed declaration to compare with
+        return [], []  # a source folder has no installed declaration to compare with
+    extras = [name for name in declared.get_all("Provides-Extra") or [] if name != _OF_CONTRIBUTORS]
+    return declared.get_all("Requires-Dist") or [], extras
 
 
 def _version(distribution: str) -> str | None:

@@ -122,6 +122,12 @@ def test_a_library_of_another_version_is_named():
     assert library_checks({"deepspeed": None, "flash-attn": None}) == []
 
 
+def test_versions_of_test_tools_bind_no_user():
+    """torch 2.13 for CUDA brings Triton 3.7.1; the tests, which run its interpreter, want a newer one."""
+    assert library_checks({"triton": "3.7.1"}) == []
+    assert library_checks({"triton": "3.5.0"}) == ["triton is 3.5.0, and >=3.6 is needed"]
+
+
 def test_a_tokenizer_of_another_model_is_found(tmp_path):
     model = tmp_path / "model"
     shutil.copytree(asset("demo-model"), model)
