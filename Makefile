@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
+# What tests, checks and generated pages need beside it: test tools, DeepSpeed, Triton.
+DEV := $(VENV)/.installed-dev
 
-.PHONY: lock audit licences help setup demo run test test-quick test-oldest test-all test-gpu chaos check format docs families claims bench-ui screenshots pictures build coverage clean
+.PHONY: lock audit licences help setup setup-dev demo run test test-quick test-oldest test-all test-gpu chaos check format docs families claims bench-ui screenshots pictures build coverage clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-setup: $(STAMP) ## Create .venv and install everything, pinned
+setup: $(STAMP) ## Create .venv and install what a user needs, pinned
+
+setup-dev: $(DEV) ## Install what contributors need, too: test tools, DeepSpeed
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
@@ -20,6 +24,10 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	# torch first and alone: pinned exactly, so that a machine without a GPU can get the CPU build.
 	$(PIP) install --quiet --constraint constraints.txt torch numpy
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[quant,datasets,llama,serve]'
+	@touch $@
+
+$(DEV): $(STAMP)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
@@ -29,16 +37,16 @@ demo: $(STAMP) ## Train the embedded model on this project's own source (no GPU,
 run: $(STAMP) ## Start the wizard
 	$(BIN)/elite-tui
 
-test: $(STAMP) ## Run the test suite
+test: $(DEV) ## Run the test suite
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15 $(ARGS)
 
-test-quick: $(STAMP) ## Run the tests that take less than 0.6 s each: three minutes on two cores
+test-quick: $(DEV) ## Run the tests that take less than 0.6 s each: three minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal --quick $(ARGS)
 
 OLDEST := build/oldest/bin
 TEST_TOOLS := pytest pytest-asyncio pytest-cov pytest-textual-snapshot pytest-timeout pytest-xdist hypothesis liger-kernel
 
-test-oldest: $(STAMP) ## Run the quick tests with the oldest versions that pyproject.toml allows, in build/oldest
+test-oldest: $(DEV) ## Run the quick tests with the oldest versions that pyproject.toml allows, in build/oldest
 	mkdir -p build
 	$(BIN)/python scripts/bounds.py > build/oldest.txt
 	grep -E '^(torch|triton|syrupy|hypothesis|liger-kernel|pytest[a-z-]*)==' constraints.txt >> build/oldest.txt
@@ -48,55 +56,57 @@ test-oldest: $(STAMP) ## Run the quick tests with the oldest versions that pypro
 	  --editable '.[quant,datasets,llama,serve]' $(TEST_TOOLS)
 	$(OLDEST)/python -m pytest -n auto --dist worksteal --quick $(ARGS)
 
-coverage: $(STAMP) ## Run the test suite, and say which lines it does not reach
+coverage: $(DEV) ## Run the test suite, and say which lines it does not reach
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-test-all: $(STAMP) ## Run the test suite with the slow tests
+test-all: $(DEV) ## Run the test suite with the slow tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu" --durations=15 $(ARGS)
 
-test-gpu: $(STAMP) ## Run the tests that need a CUDA device
+test-gpu: $(DEV) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --durations=15 $(ARGS)
 
-chaos: $(STAMP) ## Kill, damage and fill: runs must survive it (about an hour)
+chaos: $(DEV) ## Kill, damage and fill: runs must survive it (about an hour)
 	$(BIN)/python -m tests.chaos --json benchmarks/results/chaos.json
 
-check: $(STAMP) ## Format, lint, strict types, import contracts
+check: $(DEV) ## Format, lint, strict types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/lint-imports --config layers.toml
 
-format: $(STAMP) ## Format the code
+format: $(DEV) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(STAMP) ## Write the generated pages and tables of docs/
+docs: $(DEV) ## Write the generated pages and tables of docs/
 	$(BIN)/python scripts/optimization_docs.py
 	$(BIN)/python scripts/reference_docs.py
 	$(BIN)/python benchmarks/tables.py
 
-families: $(STAMP) ## Prove every model type of transformers, compare the admitted ones apart, write docs/families.md
+families: $(DEV) ## Prove every model type of transformers, compare the admitted ones apart, write docs/families.md
 	$(BIN)/python scripts/family_docs.py --all
 	$(BIN)/python scripts/family_reference.py
 	$(BIN)/python scripts/family_docs.py
 
-claims: $(STAMP) ## Write docs/claims.md from the stored measurements
+claims: $(DEV) ## Write docs/claims.md from the stored measurements
 	$(BIN)/python benchmarks/claims.py
 
-bench-ui: $(STAMP) ## Start-up times of the two commands; bytes, redraws and processor time of the monitor
+bench-ui: $(DEV) ## Start-up times of the two commands; bytes, redraws and processor time of the monitor
 	$(BIN)/python benchmarks/startup.py --json benchmarks/results/startup.json
 	$(BIN)/python benchmarks/terminal.py --json benchmarks/results/terminal.json
 
-screenshots: $(STAMP) ## Draw the pictures of the app's screens into assets/screenshots
+screenshots: $(DEV) ## Draw the pictures of the app's screens into assets/screenshots, and the README's moving one
 	$(BIN)/python scripts/screenshots.py
+	$(BIN)/python scripts/moving_picture.py
 
-pictures: $(STAMP) ## Draw the pictures that the tests compare with, of every size, and the screenshots
+pictures: $(DEV) ## Draw the pictures that the tests compare with, of every size, and the screenshots
 	$(BIN)/python -m pytest -n auto --dist worksteal tests/tui/test_run_snapshots.py tests/tui/test_wizard_snapshots.py \
 	  tests/tui/test_snapshots.py -m "not gpu" --snapshot-update
 	$(BIN)/python scripts/screenshots.py
+	$(BIN)/python scripts/moving_picture.py
 
-build: $(STAMP) ## Build wheel and sdist into dist/, and install the wheel into a new environment
+build: $(DEV) ## Build wheel and sdist into dist/, and install the wheel into a new environment
 	rm -rf dist build/wheel-check
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python -m venv build/wheel-check
@@ -110,7 +120,7 @@ $(RELEASE_TOOLS)/uv:
 	$(BIN)/python -m venv build/release-tools
 	$(RELEASE_TOOLS)/python -m pip --disable-pip-version-check install --quiet uv==0.13.9 pip-audit==2.10.1 pip-licenses==5.5.5
 
-lock: $(STAMP) $(RELEASE_TOOLS)/uv ## Write requirements.txt: the pinned versions of a user's installation, with the hashes of their files
+lock: $(DEV) $(RELEASE_TOOLS)/uv ## Write requirements.txt: the pinned versions of a user's installation, with the hashes of their files
 	mkdir -p build && grep -v '^triton' constraints.txt > build/lock-constraints.txt  # a CPU build of torch pins no Triton
 	sed '/^#/!d' requirements.txt > build/requirements.txt
 	UV_PYTHON_DOWNLOADS=never $(RELEASE_TOOLS)/uv --quiet pip compile pyproject.toml --extra quant --extra datasets \
@@ -118,10 +128,10 @@ lock: $(STAMP) $(RELEASE_TOOLS)/uv ## Write requirements.txt: the pinned version
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links >> build/requirements.txt
 	mv build/requirements.txt requirements.txt
 
-audit: $(STAMP) $(RELEASE_TOOLS)/uv ## Look the pinned versions up in the list of known weaknesses
+audit: $(DEV) $(RELEASE_TOOLS)/uv ## Look the pinned versions up in the list of known weaknesses
 	$(RELEASE_TOOLS)/pip-audit --requirement requirements.txt --require-hashes --disable-pip --strict
 
-licences: $(STAMP) $(RELEASE_TOOLS)/uv ## Write the licences of what is installed into build/licences.csv
+licences: $(DEV) $(RELEASE_TOOLS)/uv ## Write the licences of what is installed into build/licences.csv
 	$(RELEASE_TOOLS)/pip-licenses --python $(BIN)/python --from=mixed --format=csv --with-urls \
 		--output-file build/licences.csv
 

@@ -151,12 +151,12 @@ PICTURES = (
 )
 
 
-async def draw(picture: Picture) -> str:
+async def draw(picture: Picture, size: tuple[int, int] = SIZE) -> str:
     """The SVG of one screen."""
     app = picture.app()
     if picture.theme is not None:
         app.theme = picture.theme
-    async with app.run_test(size=SIZE) as pilot:
+    async with app.run_test(size=size) as pilot:
         await settled(pilot)
         if picture.screen_name is not None:
             app.go(picture.screen_name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,9 @@ large_is_slow = pytest.mark.parametrize(
 class GpuReplay(Replay):
     """A run on a GPU."""
 
-    def __init__(self, *, ended=False, name=GPU_RUN, seed=0):
-        super().__init__(gpu_run(name, 160, seed=seed, ended=ended))
+    def __init__(self, *, ended=False, name=GPU_RUN, seed=0, seconds=math.inf):
+        events = gpu_run(name, 160, seed=seed, ended=ended)
+        super().__init__([envelope for envelope in events if envelope.time <= START + seconds])
         self.run = type(self.run)(Path("/home/me/out/runs") / name)
 
 
