@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from textual.app import ComposeResult
+    from textual.events import Resize
     from textual.widget import Widget
 
     from elite_tui.generation.controller import GenerationController
@@ -32,6 +33,8 @@ EVERYTHING = frozenset(StatePart)
 HELP, QUIT = "help", "ask_quit"
 KEY_PADDING = 3
 "Columns of a key in the footer beside its name and its label."
+TINY_BELOW, LOW_BELOW = 78, 24
+"Columns and rows under which styles lay a screen out for 60×20, by the classes -tiny and -low."
 
 
 class KeyBar(Footer):
@@ -122,6 +125,11 @@ class AppScreen(Watching, Screen[None]):
     def on_mount(self) -> None:
         """Draws everything once."""
         self.show(EVERYTHING)
+
+    def on_resize(self, event: Resize) -> None:
+        """Marks small terminals for the styles, beside the breakpoints of the app."""
+        self.set_class(event.size.width < TINY_BELOW, "-tiny")
+        self.set_class(event.size.height < LOW_BELOW, "-low")
 
     @on(Changed)
     def _changed(self, message: Changed) -> None:

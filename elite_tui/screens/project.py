@@ -28,7 +28,7 @@ from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.recent_list import RecentList
 from elite_tui.wizard.draft import PROJECT_FIELDS, text_of
-from elite_tui.wizard.facts import RepositoryFacts
+from elite_tui.wizard.facts import LanguageShare, RepositoryFacts
 from elite_tui.wizard.recent import remember
 from elite_tui.wizard.suggest import FolderSuggester
 from engine.config import field_spec
@@ -80,7 +80,7 @@ class ProjectScreen(WizardScreen):
     def on_mount(self) -> None:
         """Focuses the first field; loads the catalogue after the first frame."""
         super().on_mount()
-        self.query_one("#pitch", Static).update("Tell what it should learn; the next rooms work out what fits.")
+        self.query_one("#pitch", Static).update("Choose what to train on; the next screens plan it.")
         self.query_one(FieldRow).control.focus()
         self.call_after_refresh(self._read_models)
 
@@ -123,7 +123,9 @@ class ProjectScreen(WizardScreen):
         if repository.value is None:
             empty = "not read: see above" if repository.error else "name a folder with source code"
             return head if repository.loading else Content("\n").join([head, Content.styled(empty, "$muted")])
-        return Content("\n").join([head, *repository_lines(repository.value, min(width, WIDEST))])
+        return Content("\n").join(
+            [head, *repository_lines(repository.value, min(width, WIDEST), bars=not self.has_class("-low"))]
+        )
 
     @on(Input.Submitted)
     def _submitted(self) -> None:
@@ -167,17 +169,36 @@ class ProjectScreen(WizardScreen):
         self.call_after_refresh(self.show, EVERYTHING)
 
 
-def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
-    """Formats totals, languages by share, and skipped files."""
+def repository_lines(facts: RepositoryFacts, width: int, *, bars: bool = True) -> list[Content]:
+    """Formats totals, languages by share with a bar each or as one line, and skipped files."""
     how = " · listed by git" if facts.listed_by and set(facts.listed_by) == {"git"} else ""
     lines = [
         Content.assemble((counted(facts.files, "file"), "bold"), f" · {bytes_in_words(facts.bytes)}", (how, "$muted")),
         Content.assemble(("≈ ", "$muted"), (count_in_words(facts.tokens), "bold"), " tokens (estimate)"),
-        Content(""),
     ]
+    if bars:
+        lines += _language_bars(facts, width)
+    else:
+        named = [
+            f"{printable(share.language)} {percent_in_words(_part(share, facts))}" for share in facts.languages[:2]
+        ]
+        others = len(facts.languages) - len(named)
+        lines.append(Content(", ".join([*named, *([counted(others, "other")] if others else [])])))
+    if facts.skipped:
+        left_out = ", ".join(f"{count:,} {printable(reason)}" for reason, count in facts.skipped.items())
+        lines += [*([Content("")] if bars else []), Content.styled(f"left out: {left_out}", "$muted")]
+    return lines
+
+
+def _part(share: LanguageShare, facts: RepositoryFacts) -> float:
+    return share.bytes / facts.bytes if facts.bytes else 0.0
+
+
+def _language_bars(facts: RepositoryFacts, width: int) -> list[Content]:
+    lines = [Content("")]
     shown = facts.languages[:LANGUAGES_SHOWN]
     for share in shown:
-        part = share.bytes / facts.bytes if facts.bytes else 0.0
+        part = _part(share, facts)
         lines.append(
             Content.assemble(
                 f"{printable(share.language):<12.12} ",
@@ -187,10 +208,7 @@ def repository_lines(facts: RepositoryFacts, width: int) -> list[Content]:
             )
         )
     if len(facts.languages) > len(shown):
-        lines.append(Content.styled(f"and {len(facts.languages) - len(shown)} more languages", "$muted"))
-    if facts.skipped:
-        left_out = ", ".join(f"{count:,} {printable(reason)}" for reason, count in facts.skipped.items())
-        lines += [Content(""), Content.styled(f"left out: {left_out}", "$muted")]
+        lines.append(Content.styled(f"and {counted(len(facts.languages) - len(shown), 'more language')}", "$muted"))
     return lines
 
 

@@ -23,7 +23,7 @@ from engine.runs.run_summary import RunSummary
 from tests.tui.recording import FOLDER, START, gpu_run, recorded
 from tests.tui.support import FixedEngine, Replay, cpu_machine, gpu_machine, half_way, make_app, screen_of, until
 
-SMALL, USUAL, LARGE = (80, 24), (120, 36), (200, 60)
+TINY, SMALL, USUAL, LARGE = (60, 20), (80, 24), (120, 36), (200, 60)
 GPU_RUN = "20260104-100000-billing-77ab"
 
 
@@ -31,7 +31,7 @@ def name_of(size):
     return f"{size[0]}x{size[1]}"
 
 
-sizes = pytest.mark.parametrize("size", [SMALL, USUAL, LARGE], ids=name_of)
+sizes = pytest.mark.parametrize("size", [TINY, SMALL, USUAL, LARGE], ids=name_of)
 large_is_slow = pytest.mark.parametrize(
     "size", [SMALL, USUAL, pytest.param(LARGE, marks=pytest.mark.slow)], ids=name_of
 )

@@ -30,7 +30,9 @@ def name_of(size):
     return f"{size[0]}x{size[1]}"
 
 
-all_sizes = pytest.mark.parametrize("size", SIZES, ids=name_of)
+TINY = (60, 20)
+"The smallest terminal; its layout differs in the usual states alone."
+all_sizes = pytest.mark.parametrize("size", [TINY, *SIZES], ids=name_of)
 large_is_slow = pytest.mark.parametrize(
     "size", [*SIZES[:2], pytest.param(SIZES[2], marks=pytest.mark.slow)], ids=name_of
 )
