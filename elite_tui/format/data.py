@@ -10,12 +10,12 @@ from elite_tui.format.figures import (
     bytes_in_words,
     context_in_words,
     count_in_words,
-    counted,
     duration_in_words,
     percent_in_words,
     printable,
 )
 from elite_tui.format.layout import hanging, line_bar
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

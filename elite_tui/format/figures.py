@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from engine.plan.quantities import GIB, format_context
+from engine.plan.quantities import GIB, format_bytes, format_context, format_parameters, format_seconds
 
 NOT_AVAILABLE = "n/a"
 
@@ -18,15 +18,7 @@ def bytes_in_words(count: float | None) -> str:
     """Formats bytes in binary units with three significant digits: 7.31 GiB."""
     if count is None or not math.isfinite(count):
         return NOT_AVAILABLE
-    value = float(count)
-    for unit in _UNITS:
-        if abs(value) < 1000 or unit == _UNITS[-1]:
-            break
-        value /= 1024
-    if unit == "B":
-        return f"{value:.0f} B"
-    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:.{digits}f} {unit}"
+    return format_bytes(count)
 
 
 def bytes_of_total(used: float | None, total: float | None) -> str:
@@ -65,16 +57,7 @@ def duration_in_words(seconds: float | None) -> str:
     """Formats a duration with its two largest units: 2m 10s."""
     if seconds is None or not math.isfinite(seconds):
         return NOT_AVAILABLE
-    if seconds < 10:
-        return f"{max(0.0, seconds):.1f}s"
-    whole = round(seconds)
-    parts = (("y", 31_536_000), ("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
-    for index, (unit, size) in enumerate(parts[:-1]):
-        if whole >= size:
-            small_unit, small_size = parts[index + 1]
-            small = whole % size // small_size
-            return f"{whole // size}{unit} {small}{small_unit}" if small else f"{whole // size}{unit}"
-    return f"{whole}s"
+    return format_seconds(max(0.0, seconds))
 
 
 def signed_duration(seconds: float | None) -> str:
@@ -101,12 +84,7 @@ def count_in_words(count: float | None) -> str:
 
 def parameters_in_words(count: int) -> str:
     """Formats a parameter count: 1.54B, 494M."""
-    return count_in_words(count).replace("G", "B")
-
-
-def counted(count: int, noun: str) -> str:
-    """Formats a whole number of things: 1 file, 1,204 files."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return format_parameters(count)
 
 
 def context_in_words(tokens: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from rich.cells import cell_len
 from textual import on
 from textual.containers import Horizontal, Vertical
+from textual.events import Resize
 from textual.screen import Screen
 from textual.widgets import Button, Footer
 from textual.widgets._footer import FooterKey
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from textual.app import ComposeResult
-    from textual.events import Resize
     from textual.widget import Widget
 
     from elite_tui.generation.controller import GenerationController
@@ -126,7 +126,8 @@ class AppScreen(Watching, Screen[None]):
         """Draws everything once."""
         self.show(EVERYTHING)
 
-    def on_resize(self, event: Resize) -> None:
+    @on(Resize)
+    def _mark_size(self, event: Resize) -> None:
         """Marks small terminals for the styles, beside the breakpoints of the app."""
         self.set_class(event.size.width < TINY_BELOW, "-tiny")
         self.set_class(event.size.height < LOW_BELOW, "-low")

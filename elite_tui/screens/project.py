@@ -15,7 +15,6 @@ from elite_tui.format.figures import (
     bytes_in_words,
     context_in_words,
     count_in_words,
-    counted,
     duration_in_words,
     parameters_in_words,
     percent_in_words,
@@ -32,6 +31,7 @@ from elite_tui.wizard.facts import LanguageShare, RepositoryFacts
 from elite_tui.wizard.recent import remember
 from elite_tui.wizard.suggest import FolderSuggester
 from engine.config import field_spec
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import one_line
+from engine.plan.quantities import format_seconds
 from engine.protocol import (
     CheckpointSaved,
     CommandAcked,
@@ -63,7 +64,7 @@ def describe_ending(run: RunDirectory, ending: RunFinished | RunFailed) -> list[
     before, after = ending.perplexity_before, ending.perplexity_after
     change = f" ({(after / before - 1) * 100:+.1f}%)" if before and after else ""
     lines = [
-        f"{ending.status:<19} {ending.steps:,} steps in {duration(ending.seconds)}",
+        f"{ending.status:<19} {ending.steps:,} steps in {format_seconds(ending.seconds)}",
         f"held-out perplexity {number(before)} before, {number(after)} after{change}",
     ]
     if before and after and (few := too_few_updates(ending.steps)):
@@ -76,21 +77,9 @@ def describe_ending(run: RunDirectory, ending: RunFinished | RunFailed) -> list[
     return [one_line(line) for line in lines]
 
 
-def duration(seconds: float) -> str:
-    """Formats seconds as 59s, 1m 59s, 1h 59m or 2d 3h."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d {whole % 86400 // 3600}h"
-
-
 def step_numbers(event: StepCompleted) -> str:
     """Formats the figures of a step for one line."""
-    eta = "" if event.eta_seconds is None else f" · {duration(event.eta_seconds)} left"
+    eta = "" if event.eta_seconds is None else f" · {format_seconds(event.eta_seconds)} left"
     margin = "" if event.reward_margin is None else f"margin {event.reward_margin:,.3f} · "
     return (
         f"step {event.step:,}/{event.total_steps:,} · loss {number(event.loss)} · {margin}"

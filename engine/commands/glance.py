@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len, set_cell_size
 
-from engine.commands.event_words import duration
 from engine.errors import one_line
+from engine.plan.quantities import format_seconds
 from engine.runs.run_summary import ACTIVE
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ def describe(run: RunSummary, now: float) -> str:
         silent = now - run.updated if run.updated is not None else 0.0
         left = _left(run, now)
         if run.status != "paused" and silent > SILENT_SECONDS:
-            parts.append(f"no news for {duration(silent)}")
+            parts.append(f"no news for {format_seconds(silent)}")
         elif left is not None:
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{format_seconds(left)} left")
     else:
         parts[0] += f" {run.step:,}/{run.total_steps or run.step:,}"
         if run.perplexity_before is not None and run.perplexity_after is not None:

@@ -25,17 +25,3 @@ def table(rows: Sequence[Sequence[str]], head: Sequence[str] = ("", ""), *, figu
     rule = ["---", *("---:" if figures else "---" for _ in head[1:])]
     cells = [[cell.strip().replace("|", chr(92) + "|") for cell in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *cells))
-
-
-def bytes_words(count: int) -> str:
-    """Formats bytes in KiB, MiB or GiB."""
-    if count < 2**19:
-        return f"{count / 2**10:,.1f} KiB"
-    return f"{count / 2**30:,.2f} GiB" if count >= 2**29 else f"{count / 2**20:,.1f} MiB"
-
-
-def duration_words(seconds: float) -> str:
-    """Formats a duration in hours and minutes, minutes and seconds, or seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -13,9 +13,10 @@ from engine.errors import one_line
 from engine.evaluation import report_sections
 from engine.evaluation.charts import charts_of
 from engine.evaluation.curve import RunCurve
-from engine.evaluation.markdown import bytes_words, code, duration_words, table
+from engine.evaluation.markdown import code, table
 from engine.evaluation.projection import Projection, Score, project, score_in_hindsight
 from engine.evaluation.words import number, too_few_updates
+from engine.plan.quantities import format_bytes, format_seconds
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _data_rows(data: DatasetSummary) -> list[tuple[str, str]]:
     rows = [
         ("files", f"{files - data.held_out_files:,} to train on, {data.held_out_files:,} held out"),
         ("tokens", f"{data.train_tokens:,} to train on, {data.held_out_tokens:,} held out"),
-        ("source text", bytes_words(data.source_bytes)),
+        ("source text", format_bytes(data.source_bytes)),
     ]
     languages = [f"{name} ({count:,})" for name, (count, _) in data.collection.by_language().items()]
     if languages:
@@ -201,12 +202,12 @@ def _cost(report: RunReport) -> str:
         ("host", report.predicted_host_bytes, finished.host_peak),
     ):
         if peak is not None:
-            compared.append(_compared(f"{place} memory at most", predicted, peak, lambda n: bytes_words(round(n))))
+            compared.append(_compared(f"{place} memory at most", predicted, peak, format_bytes))
     speed = progress.tokens / progress.seconds if progress.seconds else 0.0
     others = [
         ("steps", f"{progress.step:,} of {progress.total_steps:,} ({progress.epoch:.2f} epochs)"),
         ("tokens trained on", f"{progress.tokens:,}, {speed:,.0f} a second"),
-        ("time", f"{duration_words(finished.seconds)} in all, {duration_words(progress.seconds)} of it in steps"),
+        ("time", f"{format_seconds(finished.seconds)} in all, {format_seconds(progress.seconds)} of it in steps"),
     ]
     head = ("", "predicted", "measured", "difference")
     return "\n\n".join([*([table(compared, head, figures=True)] if compared else []), table(others)])
@@ -218,7 +219,7 @@ def _promised(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
     if promise is None or report.finished.status != "completed":
         return
     if promise.timeline is not None:
-        yield _compared("time of the run", promise.promise.seconds, promise.timeline.seconds, duration_words)
+        yield _compared("time of the run", promise.promise.seconds, promise.timeline.seconds, format_seconds)
         for kept in promise.phases:
             yield _compared(f"— {kept.name}", kept.predicted, kept.measured, _s)
     if len(report.curve.held_out) > 1:

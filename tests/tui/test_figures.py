@@ -52,7 +52,18 @@ def test_bytes_of_total():
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.04, "0.0s"), (9.5, "9.5s"), (59.6, "1m"), (130, "2m 10s"), (3600, "1h"), (90_000, "1d 1h"), (2_764_800, "32d")],
+    [
+        (0, "0s"),
+        (0.04, "40ms"),
+        (0.0999, "0.1s"),
+        (9.96, "10s"),
+        (9.5, "9.5s"),
+        (59.6, "1m"),
+        (130, "2m 10s"),
+        (3600, "1h"),
+        (90_000, "1d 1h"),
+        (2_764_800, "32d"),
+    ],
 )
 def test_durations(seconds, words):
     assert duration_in_words(seconds) == words
