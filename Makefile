@@ -94,6 +94,7 @@ claims: $(DEV) ## Write docs/claims.md from the stored measurements
 
 bench-ui: $(DEV) ## Start-up times of the two commands; bytes, redraws and processor time of the monitor
 	$(BIN)/python benchmarks/startup.py --json benchmarks/results/startup.json
+	$(BIN)/python benchmarks/screens.py --json benchmarks/results/screens.json
 	$(BIN)/python benchmarks/terminal.py --json benchmarks/results/terminal.json
 
 screenshots: $(DEV) ## Draw the pictures of the app's screens into assets/screenshots, and the README's moving one
