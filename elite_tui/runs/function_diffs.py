@@ -13,7 +13,8 @@ from pygments.token import Token
 from textual.content import Content
 from textual.highlight import HighlightTheme, highlight
 
-from elite_tui.format.figures import counted, printable
+from elite_tui.format.figures import printable
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from elite_tui.runs.report import Sample

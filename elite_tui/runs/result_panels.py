@@ -13,12 +13,12 @@ from elite_tui.format.figures import (
     NOT_AVAILABLE,
     bytes_in_words,
     count_in_words,
-    counted,
     duration_in_words,
     printable,
 )
 from elite_tui.runs.finish_line import FinishLine, reference_words
 from elite_tui.runs.panels import state_mark
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from elite_tui.runs.report import RunReport
