@@ -132,7 +132,7 @@ class Conversation:
             told.append(self.rejected.digest().hex())
         if self.weights is not None:
             told.append(self.weights)
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()
+        return hashlib.sha256(json.dumps(told, sort_keys=True, allow_nan=False).encode()).digest()
 
     def _mapped(self, change: Callable[[str], str]) -> Conversation:
         messages = []
@@ -222,6 +222,10 @@ class RowReader:
                 return "+".join(self.fields.get(name, name) for name in parts)
         return ""
 
+    def named_messages(self, names: Collection[str]) -> str:
+        """The column that is called as messages are, whatever it holds; "" where there is none."""
+        return next((name for one in _MESSAGES if (name := self.fields.get(one, one)) in names), "")
+
     def read(self, values: Mapping[str, Any], date: datetime | None = None) -> Conversation:
         """The conversation that a row holds.
 
@@ -230,10 +234,16 @@ class RowReader:
         """
         try:
             conversation = self._read(values, date)
-            conversation.digest()
             conversation.texts()
         except RecursionError:
             raise NoConversationError("bad message", "its values are nested too deep") from None
+        try:
+            conversation.digest()
+        except RecursionError:
+            raise NoConversationError("bad message", "its values are nested too deep") from None
+        except (TypeError, ValueError) as error:
+            # A table holds bytes, and Python's JSON NaN and Infinity. No template writes them as JSON.
+            raise NoConversationError("bad message", f"a value of it is no JSON ({error})") from None
         return conversation
 
     def _read(self, values: Mapping[str, Any], date: datetime | None) -> Conversation:

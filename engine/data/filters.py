@@ -50,7 +50,8 @@ REASONS: Mapping[str, str] = {
     "no messages": "conversations without a message",
     "no answer": "conversations in which no assistant speaks",
     "empty answer": "conversations with an answer that says nothing and calls nothing",
-    "bad message": "conversations with a message that is no object, has no role, or flags that are neither 0 nor 1",
+    "bad message": "conversations with a message that is no object, has no role, a value that is no JSON, or flags "
+    "that are neither 0 nor 1",
     "bad weight": "rows or messages whose weight is neither 0 nor a number from 1e-6 to 1e6",
     "bad role": "conversations with a role that is not known",
     "bad content": "conversations with pictures, numbers or nothing in place of text",

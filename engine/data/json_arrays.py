@@ -22,7 +22,7 @@ def elements(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
     """Yields where each element of the array begins, and the element.
 
     Raises:
-        ValueError: it is no JSON from some element on, or one is longer than `longest` bytes.
+        ValueError: it is no JSON from some element on, one is longer than `longest` bytes, or something follows.
     """
     position = 0
     while True:
@@ -30,6 +30,8 @@ def elements(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
         if mark in (b"]", b""):
             if mark == b"":
                 raise ValueError("the array is not closed")
+            if _skipped(file, position + 1, b"")[1]:
+                raise ValueError("something follows the array")
             return
         value, length = _read(file, position, longest)
         yield position, value

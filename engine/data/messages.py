@@ -182,4 +182,5 @@ def failed(messages: Sequence[Mapping[str, Any]], number: int) -> bool:
 def kind_of(value: Any) -> str:
     """What a value is, in words."""
     names = {type(None): "nothing", bool: "a truth value", int: "a number", float: "a number", str: "text"}
+    names[bytes] = "bytes"
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")

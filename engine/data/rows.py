@@ -25,9 +25,10 @@ from engine import errors
 from engine.data.collect import SourceFile
 from engine.data.conversations import LANGUAGE, Conversation, RowReader
 from engine.data.json_arrays import element_at, elements, is_array
+from engine.data.json_lines import lines, object_of, problem_of, refuse_other_encodings
 from engine.data.languages import language_by_name
-from engine.data.messages import NoConversationError
-from engine.data.tables import RowGroups, arrow_groups, parquet_groups, without_nothing
+from engine.data.messages import NoConversationError, kind_of
+from engine.data.tables import RowGroups, arrow_groups, parquet_groups, row_values
 from engine.home_folder import expand_home
 
 TEXT_COLUMNS = ("text", "content", "code", "body", "prompt_completion", "whole_func_string", "func_code_string")
@@ -160,6 +161,9 @@ class DataSet(ABC):
             return
         if not self.column:
             form = self._reader.form(names, values)
+            if not form and not _known_column(names):
+                # Each row then says what is wrong with its messages.
+                form = self._reader.named_messages(names)
             self.conversational = bool(form)
             self.column = form or _known_column(names)
 
@@ -174,6 +178,8 @@ class DataSet(ABC):
             named.append(f"{self.files[part]}, row {number + 1:,}" + (f": {problem}" if problem else ""))
 
     def _nothing_found(self, names: Sequence[str]) -> errors.EliteError:
+        if not self.total:
+            return errors.DATA_SET_UNUSABLE(path=self.path, problem="it holds no row")
         if self.conversational:
             counts = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
             first = next(iter(self.examples.values()))[0]
@@ -304,6 +310,7 @@ class JsonLines(DataSet):
         first: dict[str, Any] | None = None
         for part, file in enumerate(self.files):
             with self._reading(), _opened(file) as opened:
+                refuse_other_encodings(opened)
                 if file.name.removesuffix(".gz").endswith(".json") and is_array(opened):
                     self._arrays.add(part)
                 for number, position, values in self._objects(opened, part):
@@ -312,7 +319,9 @@ class JsonLines(DataSet):
                     if row := self._taken(part, number, position, values):
                         yield row
         if first is None:
-            raise errors.DATA_SET_UNUSABLE(path=self.path, problem="no line or element of it is a JSON object")
+            named = next(iter(self.examples.values()), [])
+            problem = "no line or element of it is a JSON object" + "".join(f" (the first: {one})" for one in named[:1])
+            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=problem)
         if not self.found:
             raise self._nothing_found(list(first))
 
@@ -325,17 +334,19 @@ class JsonLines(DataSet):
                     if isinstance(values, dict):
                         yield number, position, values
                     else:
-                        self._skip("not a row", part, number)
-            except ValueError:
+                        self._skip("not a row", part, number, problem=f"it is {kind_of(values)}, no object")
+            except ValueError as error:
                 # Where an array is broken nothing tells where its next row begins.
-                self._skip("cut off", part, number + 1)
+                self._skip("cut off", part, number + 1, problem=problem_of(error))
             return
-        for number, (position, line) in enumerate(_lines(file)):
-            values = None if line is None else _object(line)
-            if values is not None:
-                yield number, position, values
-            elif line is None or line.strip():
-                self._skip("too large" if line is None else "not a row", part, number)
+        for number, (position, line) in enumerate(lines(file, _LONGEST_LINE)):
+            if line is None:
+                self._skip("too large", part, number)
+            elif line.strip():
+                try:
+                    yield number, position, object_of(line)
+                except ValueError as error:
+                    self._skip("not a row", part, number, problem=problem_of(error))
 
     def read(self, row: Row) -> str | Conversation | None:
         """See DataSet."""
@@ -348,7 +359,7 @@ class JsonLines(DataSet):
                 values = element_at(file, row.position, _LONGEST_LINE)
             else:
                 file.seek(row.position)
-                values = _object(file.readline(_LONGEST_LINE))
+                values = object_of(file.readline(_LONGEST_LINE))
         except (OSError, EOFError, ValueError, zlib.error):
             return None
         return self._content(row.part, values) if isinstance(values, dict) else None
@@ -360,28 +371,8 @@ class JsonLines(DataSet):
             self._open = None
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Where each line begins, and the line; None for one longer than _LONGEST_LINE."""
-    position = 0
-    while line := file.readline(_LONGEST_LINE):
-        begin, position = position, position + len(line)
-        whole = line.endswith(b"\n") or len(line) < _LONGEST_LINE
-        yield begin, line if whole else None
-        while not whole and (line := file.readline(_LONGEST_LINE)):
-            position += len(line)
-            whole = line.endswith(b"\n")
-
-
 def _opened(file: Path) -> BinaryIO:
     return cast("BinaryIO", gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return values if isinstance(values, dict) else None
 
 
 # --- Arrow and Parquet -------------------------------------------------------------------------------------
@@ -418,8 +409,8 @@ class Table(DataSet):
                 for index in range(len(groups.first) - 1):
                     table = groups.read(index, wanted)
                     for start in range(0, table.num_rows, _ROWS_AT_ONCE):
-                        for values in table.slice(start, _ROWS_AT_ONCE).to_pylist():
-                            if row := self._taken(part, number, number, without_nothing(values)):
+                        for values in row_values(table.slice(start, _ROWS_AT_ONCE)):
+                            if row := self._taken(part, number, number, values):
                                 yield row
                             number += 1
         if not self.found:
@@ -437,7 +428,7 @@ class Table(DataSet):
             return None
         index = next(index for index in range(len(groups.first) - 1) if groups.first[index + 1] > groups.first[index])
         wanted = [self.column] if self.column else self._reader.columns(groups.names)
-        first: list[dict[str, Any]] = groups.read(index, wanted).slice(0, 1).to_pylist()
+        first = row_values(groups.read(index, wanted).slice(0, 1))
         return first[0] if first else None
 
     def read(self, row: Row) -> str | Conversation | None:
@@ -448,7 +439,7 @@ class Table(DataSet):
             if self._group is None or self._group[:2] != (row.part, index):
                 self._group = row.part, index, groups.read(index, self._columns(groups.names))
             table = self._group[2].slice(row.position - groups.first[index], 1)
-            return self._content(row.part, without_nothing(table.to_pylist()[0]))
+            return self._content(row.part, row_values(table)[0])
         except (OSError, ValueError, IndexError, KeyError):
             return None
 
