@@ -379,6 +379,50 @@ def test_names_of_people_in_arguments_keys_and_written_paths(home: Path) -> None
     assert "/root" not in json.dumps(row)
 
 
+UNLINKED = [
+    {"type": "user", "message": {"role": "user", "content": "first"}},
+    {"type": "assistant", "message": {"content": [{"type": "text", "text": "one"}, use("t1", "Bash", command="ls")]}},
+    {"type": "user", "message": {"role": "user", "content": [result("t1", "a.py")]}},
+    {"type": "user", "message": {"content": "second"}, "isSidechain": True},
+    {"type": "user", "message": {"content": [{"type": "text", "text": "second"}]}},
+    {"type": "assistant", "message": {"content": [{"type": "text", "text": "two"}]}},
+]
+
+
+@pytest.mark.parametrize("parents", ["absent", "null", "unknown", "without names"])
+@pytest.mark.parametrize("name", ["s.jsonl", "s.json"])
+def test_records_without_parents_stand_in_their_order(tmp_path: Path, parents: str, name: str) -> None:
+    """As programs that export, cut or clean sessions of Claude Code leave them."""
+    records = [
+        {
+            **record,
+            **({} if parents == "without names" else {"uuid": f"u{number}"}),
+            **({} if parents == "absent" else {"parentUuid": "elsewhere" if parents == "unknown" else None}),
+        }
+        for number, record in enumerate(UNLINKED)
+    ]
+    lines = "\n".join(map(json.dumps, records)) if name.endswith("l") else json.dumps({"loglines": records})
+    [session] = read_sessions(tmp_path / name, lines.encode())
+    said = [(message["role"], message["content"]) for message in session.messages]
+    assert said == [("user", "first"), ("assistant", "one"), ("tool", "a.py"), ("user", "second"), ("assistant", "two")]
+    assert session.calls == 1
+
+
+def test_a_trajectory_may_be_its_messages_alone(tmp_path: Path) -> None:
+    messages = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user", "assistant")]
+    [session] = read_sessions(tmp_path / "a.traj.json", json.dumps([*messages, messages[1]]).encode())
+    assert [message["role"] for message in session.messages] == [message["role"] for message in messages]
+    assert not list(read_sessions(tmp_path / "chat.json", json.dumps(messages).encode()))
+
+
+def test_messages_of_codex_without_a_type(tmp_path: Path) -> None:
+    items = [{"role": "user", "content": [{"text": "q"}]}, {"role": "assistant", "content": [{"text": "a"}]}, {"x": 1}]
+    lines = [{"type": "session_meta", "payload": {"id": "x"}}]
+    lines += [{"type": "response_item", "payload": item} for item in items]
+    [session] = read_sessions(tmp_path / "rollout.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    assert [message["content"] for message in session.messages] == ["q", "a"]
+
+
 def test_many_backslashes_take_no_long_time() -> None:
     text = "\\" * 400_000
     assert without_home(text) == text

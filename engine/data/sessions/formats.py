@@ -23,15 +23,19 @@ def read_sessions(path: Path, content: bytes) -> Iterator[Session]:
         records = [record for line in content.splitlines() if isinstance(record := _json(line), dict)]
         if any(record.get("type") in ("session_meta", "response_item") for record in records):
             yield from _codex(path, records)
-        elif any("sessionId" in record and record.get("type") in ("user", "assistant") for record in records):
+        elif any(_blocks(record) is not None for record in records):
             yield from _claude_code(path, records)
         else:
             for record in records:
                 yield from _trajectory(path, record)
         return
     whole = _json(content)
-    if isinstance(whole, list):
-        yield from _openhands(path, {}, [event for event in whole if isinstance(event, dict)])
+    if isinstance(whole, list) and ".traj" in path.name and any("role" in message for message in _objects(whole)):
+        yield from _swe_agent("mini-swe-agent", path, {}, whole, {})
+    elif isinstance(whole, list):
+        yield from _openhands(path, {}, _objects(whole))
+    elif isinstance(whole, dict) and "loglines" in whole:
+        yield from _claude_code(path, _objects(whole["loglines"]))
     elif isinstance(whole, dict):
         yield from _trajectory(path, whole)
 
@@ -60,14 +64,18 @@ def _name(value: Any) -> str:
 
 
 def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
-    """A conversation for each stretch between compactions, after which the agent goes on from a summary."""
+    """A conversation for each stretch between compactions, after which the agent goes on from a summary.
+
+    Where no record names the one before it, as in what other programs export, they stand in the file's order.
+    """
     records = [record for record in records if not record.get("isSidechain")]
     spoken = [record for record in records if _blocks(record) is not None]
     by_name = {name: record for record in records if (name := _name(record.get("uuid")))}
     if not spoken:
         return
-    leaf: Record | None = spoken[-1]
-    stretches = []
+    linked = any(_name(record.get("parentUuid")) in by_name for record in records)
+    leaf: Record | None = spoken[-1] if linked else None
+    stretches = [] if linked else [spoken]
     seen: set[str] = set()
     while leaf is not None:
         chain: list[Record] = []
@@ -160,9 +168,9 @@ def _codex(path: Path, records: Sequence[Record]) -> Iterator[Session]:
 
 def _say_codex(transcript: Transcript, item: Record) -> None:
     kind = item.get("type")
-    if kind == "message" and item.get("role") == "assistant":
+    if kind in ("message", None) and item.get("role") == "assistant":
         transcript.answer(text_of(item.get("content")))
-    elif kind == "message":
+    elif kind == "message" or (kind is None and "role" in item):
         role = "system" if item.get("role") in ("system", "developer") else "user"
         transcript.say(role, text_of(item.get("content")))
     elif kind == "reasoning":
