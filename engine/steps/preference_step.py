@@ -66,20 +66,20 @@ class PreferenceLoss:
         Args:
             margin: m.
             chosen: Cross-entropy of the chosen side under the policy, in nats.
-            targets: Number of its targets.
+            targets: Number of its targets. Without one its cross-entropy is 0.
         """
         smoothed = (1 - self.label_smoothing) * _softplus(-margin) + self.label_smoothing * _softplus(margin)
-        return smoothed + self.sft_weight * chosen / targets
+        return smoothed + self.sft_weight * chosen / max(targets, 1)
 
     def factors(self, margin: float, targets: int) -> tuple[float, float]:
         """Computes the derivatives of the loss by the cross-entropies of the chosen and of the rejected side."""
         smoothing = self.label_smoothing
         slope = self.beta * ((1 - smoothing) * _sigmoid(-margin) - smoothing * _sigmoid(margin))
-        return slope + self.sft_weight / targets, -slope
+        return slope + self.sft_weight / max(targets, 1), -slope
 
 
 def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
 def _softplus(x: float) -> float:

@@ -68,6 +68,12 @@ _MISTRAL = """{% set last = namespace(at=0) %}{% if messages[0].role == 'system'
 [TOOL_CALLS][{% for call in m.tool_calls %}{{ call.function | tojson }}{{ '' if loop.last else ', ' }}{% endfor %}]\
 {{ eos_token }}{% elif m.role == 'assistant' %}{{ m.content + eos_token }}{% else %}[TOOL_RESULTS]\
 {{ {'content': m.content} | tojson }}[/TOOL_RESULTS]{% endif %}{% endfor %}"""
+_MINISTRAL = """{{ bos_token }}{% if messages[0].role == 'system' %}[SYSTEM_PROMPT]{{ messages[0].content }}\
+[/SYSTEM_PROMPT]{% endif %}{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}\
+{% for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]{% elif m.role == 'tool' %}[TOOL_RESULTS]\
+{{ m.content }}[/TOOL_RESULTS]{% elif m.role == 'assistant' %}{{ m.content or '' }}{% for call in m.tool_calls or [] %}\
+[TOOL_CALLS]{{ call.function.name }}[ARGS]{{ call.function.arguments | tojson }}{% endfor %}{{ eos_token }}{% endif %}\
+{% endfor %}"""
 _GPT_OSS = """<|start|>system<|message|>You are a model.
 {{ strftime_now('%Y-%m-%d') }}<|end|>{% if messages[0].role == 'system' %}{% set rest = messages[1:] %}\
 <|start|>developer<|message|># Instructions
@@ -134,7 +140,7 @@ _QWEN_TOKENS = (
 _CHATML_TURN = r"<\|im_start\|>assistant\n(.*?<\|im_end\|>)"
 _MISTRAL_TOKENS = (
     *("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"),
-    *("[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
+    *("[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
 )
 FAMILIES: Mapping[str, Family] = {
     "qwen2.5": Family(
@@ -167,6 +173,12 @@ FAMILIES: Mapping[str, Family] = {
         _MISTRAL,
         _MISTRAL_TOKENS,
         r"\[/(?:INST|TOOL_RESULTS)\](.*?</s>)",
+        file="mistral.jinja",
+    ),
+    "ministral": Family(
+        _MINISTRAL,
+        (*_MISTRAL_TOKENS, "[ARGS]", "[THINK]", "[/THINK]"),
+        r"\[/(?:INST|TOOL_RESULTS)\](.*?</s>)",
     ),
     "gemma3": Family(
         _GEMMA,
@@ -190,7 +202,7 @@ FAMILIES: Mapping[str, Family] = {
         tools=False,
         file="phi3_5.jinja",
     ),
-    "smollm2": Family(_SMOLLM, _QWEN_TOKENS, _CHATML_TURN, tools=False),
+    "smollm2": Family(_SMOLLM, _QWEN_TOKENS, _CHATML_TURN, tools=False, file="smollm2.jinja"),
     "chatml": Family(_CHATML + _PROMPT, _QWEN_TOKENS, _CHATML_TURN, tools=False),
     "own": Family(_OWN, _QWEN_TOKENS, r"\(a\) (.*?<\|im_end\|>)"),
 }
