@@ -28,7 +28,7 @@ def session(tokens: int, seed: int) -> list[dict[str, Any]]:
         return " ".join(draw.choice(("read", "größe", "日本", "self.x", "= 0", "def")) for _ in range(count))
 
     messages = [{"role": "user", "content": f"{seed} {words(9)}"}]
-    while sum(len(message["content"].encode()) for message in messages) < 1.8 * tokens:
+    while sum(len(message["content"].encode()) for message in messages) < 1.2 * tokens:
         messages.append({"role": "assistant", "content": words(30)})
         messages.append({"role": "tool", "content": words(110)})
     return [*messages, {"role": "assistant", "content": "Fertig."}]
@@ -65,20 +65,16 @@ def wide(vocabulary: int, tokens: int) -> Any:
     return adapted
 
 
-@pytest.mark.parametrize(
-    ("tokens", "tile"), [(1500, 256), pytest.param(65_536, 4096, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
-)
-def test_a_session_in_tiles_has_the_loss_and_gradient_of_the_whole_sequence(
-    tmp_path: Path, tokens: int, tile: int
-) -> None:
+def compare(folder: Path, tokens: int, tile: int) -> dict[str, Any]:
+    """Losses, labels, and the largest relative error of a gradient, of one session in both ways."""
     words = tokenizer()
     sessions = [session(tokens, seed) for seed in (1, 2)]
     data = DataSection(
-        datasets=[str(write(tmp_path / "rows.jsonl", [{"messages": one} for one in sessions]))],
+        datasets=[str(write(folder / "rows.jsonl", [{"messages": one} for one in sessions]))],
         held_out_fraction=0.4,
         near_duplicates="keep",
     )
-    dataset = build_dataset(data, tokenizer=words, context=2 * tokens, cache=tmp_path / "cache", limit=2 * tokens)
+    dataset = build_dataset(data, tokenizer=words, context=2 * tokens, cache=folder / "cache", limit=2 * tokens)
     [window] = list(dataset.train)
     number = int(dataset.store.files[0].path.rpartition("/")[2])
     ids, labels = rendered(words, sessions[number])
@@ -93,9 +89,30 @@ def test_a_session_in_tiles_has_the_loss_and_gradient_of_the_whole_sequence(
     (loss * scale).backward()
     model = wide(len(words), len(ids))
     plan = StreamPlan(tile=tile, key_block=2 * tile, loss_piece=512)
-    step = StreamedWindows(AdapterTuning(model), plan, device=torch.device("cpu"), spill_directory=tmp_path)
+    step = StreamedWindows(AdapterTuning(model), plan, device=torch.device("cpu"), spill_directory=folder)
     found = step.run([window], scale, Quiet())
-    assert found.loss_sum == pytest.approx(loss.item(), rel=1e-10)
-    for name, expected in gradients(reference).items():
-        error = (gradients(model)[name] - expected).norm() / expected.norm()
-        assert error < 1e-9, (name, float(error))
+    errors = {
+        name: float((gradients(model)[name] - expected).norm() / expected.norm())
+        for name, expected in gradients(reference).items()
+    }
+    return {
+        "tokens": len(ids),
+        "labels": count,
+        "tile": tile,
+        "loss": loss.item() / count,
+        "loss_error": abs(found.loss_sum / loss.item() - 1),
+        "gradient_error": max(errors.values()),
+        "gradients": len(errors),
+    }
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tile"), [(1500, 256), pytest.param(65_536, 4096, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+)
+def test_a_session_in_tiles_has_the_loss_and_gradient_of_the_whole_sequence(
+    tmp_path: Path, tokens: int, tile: int
+) -> None:
+    found = compare(tmp_path, tokens, tile)
+    assert found["gradients"] > 0
+    assert found["loss_error"] < 1e-10
+    assert found["gradient_error"] < 1e-9
