@@ -15,7 +15,7 @@ from engine.data.fim import cut_points
 from engine.data.history import LANGUAGE as DIFF
 from engine.data.languages import NOTEBOOK
 from engine.data.reading import ReadFile
-from engine.data.rows import Row
+from engine.data.rows import TEXT, Row
 from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def _both(chosen: Encoded, rejected: EncodedConversation) -> Encoded:
 
 
 def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:
-    if not rate or item.file.language in (DIFF, NOTEBOOK):
+    prose = isinstance(item.file, Row) and item.file.language == TEXT
+    if not rate or prose or item.file.language in (DIFF, NOTEBOOK):
         return None
     return cut_points(text, path_line(item.file), item.digest, rate)

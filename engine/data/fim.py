@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 
-REVISION = 1
+REVISION = 2
 "Raised when files would be cut otherwise; part of every store's key."
 LONGEST = 12_000
 "Characters. A window's border seldom falls into a file of this length, and then cuts it like any other."

@@ -41,6 +41,8 @@ _COMPRESSION = 3
 _ROWS_AT_ONCE = 256
 _NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")
 "What a saved data set says about itself."
+TEXT = "Text"
+"Language of a row that names no path, or one of no known kind."
 ROW_EXAMPLES = 50
 "Rows named of those that are left out for one reason."
 
@@ -195,7 +197,7 @@ class DataSet(ABC):
         if self.conversational:
             return Row(self.path, str(place), LANGUAGE, size, part, position)
         language = language_by_name(path.name) if named else None
-        return Row(self.path, str(path), language or "Text", size, part, position)
+        return Row(self.path, str(path), language or TEXT, size, part, position)
 
 
 def open_data_set(given: Path, column: str, reader: RowReader | None = None) -> DataSet:

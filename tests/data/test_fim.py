@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,22 @@ def test_cuts_follow_from_the_file_alone(text: str, name: str, digest: bytes, ra
         assert cut_points(text, name, digest, 1.0) == found
     assert cut_points(text, name, digest, 0.0) is None
     assert (cut_points(text, name, digest, 1.0) is None) == (len(text) < 100)
+
+
+def test_rows_of_a_data_set_are_rearranged_where_they_name_a_file_of_code(tmp_path: Path) -> None:
+    code = [{"path": f"m{i}.py", "text": module(f"m{i}")} for i in range(20)]
+    prose = [{"text": f"It was a dark night, number {i}. " * 9} for i in range(20)]
+    texts = [{"path": f"notes{i}.unknown", "text": f"Another night, number {i}. " * 9} for i in range(20)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*code, *prose, *texts]))
+    data = DataSection(datasets=[str(path)], fim=1.0, near_duplicates="keep", held_out_fraction=0.2)
+    tokenizer = Tokenizer.from_str(ENCODER._tokenizer.to_str())
+    dataset = build_dataset(data, tokenizer=tokenizer, context=512, cache=tmp_path / "cache")
+    store, mark = dataset.store, tokenizer.token_to_id("<|fim_prefix|>")
+    first = len(store.files) - dataset.summary.held_out_files
+    for number, (start, stop) in enumerate(zip(store.offsets(), store.offsets()[1:], strict=False)):
+        moved = mark in store.tokens[start:stop].tolist()
+        assert moved == (store.files[number].language == "Python" and number < first)
 
 
 def test_about_the_share_is_chosen() -> None:
