@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.config import DataSection
+    from engine.data.conversations import Conversation
 
 Progress = Callable[[int, int, str], None]
 "Done, total, and what is counted: files, or bytes."
@@ -229,12 +230,10 @@ class _Reader:
         """Whether a conversation is kept: one whose answers can be told in what the template makes of it."""
         conversation = edited_conversation(document, edits)
         try:
-            if not conversation.is_continued:
-                if self.chats is None:
-                    raise errors.CHAT_TEMPLATE_MISSING(known=", ".join(TEMPLATES))
-                self.chats.render(conversation)
-                if conversation.rejected is not None:
-                    self.chats.render(conversation.rejected)
+            written = self._written(conversation)
+            if conversation.rejected is not None and written == self._written(conversation.rejected):
+                # They differed in what the template strips, or in a secret.
+                return self._skip(file, "no pair", "its chosen and its rejected answer are written alike")
         except RenderError as error:
             return self._skip(file, "template", str(error))
         except SplitError as error:
@@ -258,6 +257,19 @@ class _Reader:
             )
         )
         return True
+
+    def _written(self, conversation: Conversation) -> object:
+        """What is made tokens of a conversation.
+
+        Raises:
+            EliteError: CHAT_TEMPLATE_MISSING.
+            RenderError, SplitError: as Chats.render.
+        """
+        if conversation.is_continued:
+            return conversation.texts()
+        if self.chats is None:
+            raise errors.CHAT_TEMPLATE_MISSING(known=", ".join(TEMPLATES))
+        return self.chats.render(conversation)
 
     def find_twins(self) -> None:
         """Drops near-duplicates of earlier files, or notes what they are like, as the configuration asks. Once."""

@@ -103,7 +103,7 @@ def built(tmp_path, demo_tokenizer):
         path = tmp_path / name
         text = "".join(json.dumps(row) + "\n" for row in made)
         path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-        section = DataSection(datasets=[str(path)], chat_template="plain", held_out_fraction=0.3, **data)
+        section = DataSection(**{"datasets": [str(path)], "chat_template": "plain", "held_out_fraction": 0.3, **data})
         return build_dataset(
             section,
             tokenizer=demo_tokenizer,
@@ -157,6 +157,23 @@ def test_a_pair_is_as_long_as_its_longer_side(built):
     assert (told.conversations.count, told.windows[0].documents) == (21, 2 * told.windows[0].train)
     assert 100 < told.conversations.longest < 130 < told.conversations.tokens
     assert max(max(len(p.chosen), len(p.rejected)) for p in (dataset.train[i] for i in range(len(dataset.train)))) <= 64
+
+
+def test_sides_that_are_written_alike_are_no_pair(built, tmp_path):
+    """What the template strips, and two secrets that both are masked, leave nothing to prefer."""
+    template = tmp_path / "strips.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m.role + ':' + m.content | trim }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    alike = [
+        {"prompt": "White?", "chosen": "Space.", "rejected": "Space. \n"},
+        {"prompt": "Key?", "chosen": f'key_id = "{SECRET}"', "rejected": f'key_id = "{SECRET[:-1]}A"'},
+    ]
+    dataset = built([*rows(), *alike], chat_template=str(template))
+    assert dataset.summary.skipped == {"no pair": 2}
+    assert len(dataset.train) + len(dataset.held_out) == 20
+    assert all("written alike" in line for line in dataset.summary.examples["no pair"])
 
 
 def test_data_without_pairs_are_refused_in_one_line(built):
