@@ -34,6 +34,8 @@ _SIZED = frozenset({"center", "indent", "wordwrap", "truncate", "batch", "slice"
 _BITS = 4096
 """Of a whole number."""
 _WIDTH = re.compile(r"\d{6,}")
+_TYPE = re.compile(r"'(?:engine\.[\w.]+|dict|list) object'")
+"""As Jinja calls a value of a row, between marks or without."""
 _PRIVATE = re.compile("[\U000f0000-\U0010ffff]")
 
 
@@ -173,7 +175,7 @@ class ChatTemplate:
 
 
 def _first_line(error: Exception) -> str:
-    said = str(error).strip().partition("\n")[0][:300]
+    said = _TYPE.sub("a value", str(error).strip().partition("\n")[0][:300])
     return said or type(error).__name__
 
 

@@ -420,6 +420,7 @@ def test_a_base_model_is_named_a_template(tmp_path: Path) -> None:
         ("{{ raise_exception('never') }}", "never"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than"),
         ("{{ messages[9].content }}", "no element 9"),
+        ("{{ 'x' + messages[0].description }}", "a value has no attribute 'description'"),
     ],
 )
 def test_templates_that_cannot_be_used_are_refused_by_name(

@@ -305,6 +305,7 @@ def test_written_sessions_hold_what_was_said_without_secrets(home: Path, capsys:
     assert "REDACTED" in read["content"]
     assert (failed["tool_call_id"], failed["is_error"]) == ("t2", True)
     assert {tool["function"]["name"] for tool in shop["tools"]} == {"Read", "Bash"}
+    assert all({"name", "description", "parameters"} == set(tool["function"]) for tool in shop["tools"])
     codex = rows["Codex", "There is a site."]["messages"]
     assert codex[0] == {"role": "system", "content": "You are an agent."}
     assert codex[2]["tool_calls"][0]["function"]["arguments"] == {"cmd": "ls ~/work"}

@@ -157,7 +157,12 @@ def tools_of(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {
             "type": "function",
-            "function": {"name": name, "parameters": {"type": "object", "properties": dict(sorted(fields.items()))}},
+            "function": {
+                "name": name,
+                # gpt-oss' template reads it of every tool.
+                "description": "",
+                "parameters": {"type": "object", "properties": dict(sorted(fields.items()))},
+            },
         }
         for name, fields in sorted(known.items())
     ]
