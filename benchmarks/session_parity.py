@@ -1,6 +1,6 @@
-"""One long session from its row to its gradient, in tiles, against plain transformers over the whole sequence, in fp64.
+"""One long session from its row to its gradient, in tiles, against plain transformers over the whole sequence.
 
-    OMP_NUM_THREADS=1 python benchmarks/session_parity.py OUT.json [--tokens 65536] [--tile 4096]
+    OMP_NUM_THREADS=1 python benchmarks/session_parity.py OUT.json [--tokens 65536] [--precision fp64]
 
 The model has two narrow layers; the code is that of tests/training/test_long_session.py. A session of 65,536 tokens
 takes minutes of a core's time.
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tokens", type=int, default=65_536)
     parser.add_argument("--tile", type=int, default=4096)
+    parser.add_argument("--precision", choices=("fp32", "fp64"), default="fp64")
     args = parser.parse_args()
     import torch
     from training.test_long_session import compare
@@ -33,11 +34,13 @@ def main() -> None:
 
     began = time.process_time()
     with tempfile.TemporaryDirectory() as temporary:
-        found = compare(Path(temporary), args.tokens, args.tile)
+        dtype = torch.float64 if args.precision == "fp64" else torch.float32
+        found = compare(Path(temporary), args.tokens, args.tile, dtype)
     result = {
         "command": " ".join(["python", "benchmarks/session_parity.py", *(Path(word).name for word in sys.argv[1:])]),
         "machine": describe_machine(torch.device("cpu")),
         "cpu_seconds": round(time.process_time() - began),
+        "precision": args.precision,
         **found,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -28,7 +28,7 @@ def session(tokens: int, seed: int) -> list[dict[str, Any]]:
         return " ".join(draw.choice(("read", "größe", "日本", "self.x", "= 0", "def")) for _ in range(count))
 
     messages = [{"role": "user", "content": f"{seed} {words(9)}"}]
-    while sum(len(message["content"].encode()) for message in messages) < 1.2 * tokens:
+    while sum(len(message["content"].encode()) for message in messages) < 1.26 * tokens:
         messages.append({"role": "assistant", "content": words(30)})
         messages.append({"role": "tool", "content": words(110)})
     return [*messages, {"role": "assistant", "content": "Fertig."}]
@@ -53,19 +53,19 @@ def rendered(words: Any, messages: list[dict[str, Any]]) -> tuple[list[int], lis
     return [*ids, *rest], [*labels, *[-100] * len(rest)]
 
 
-def wide(vocabulary: int, tokens: int) -> Any:
+def wide(vocabulary: int, tokens: int, dtype: torch.dtype) -> Any:
     model = tiny_model(
         "llama", vocab_size=vocabulary, num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=tokens
     )
-    adapted = attach_adapter(model.double(), LoraSection(rank=2), 0)
+    adapted = attach_adapter(model.to(dtype), LoraSection(rank=2), 0)
     torch.manual_seed(1)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.double() + 0.05 * torch.randn_like(parameter.data.double())
+            parameter.data = (parameter.data.double() + 0.05 * torch.randn_like(parameter.data.double())).to(dtype)
     return adapted
 
 
-def compare(folder: Path, tokens: int, tile: int) -> dict[str, Any]:
+def compare(folder: Path, tokens: int, tile: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
     """Losses, labels, and the largest relative error of a gradient, of one session in both ways."""
     words = tokenizer()
     sessions = [session(tokens, seed) for seed in (1, 2)]
@@ -83,11 +83,11 @@ def compare(folder: Path, tokens: int, tile: int) -> dict[str, Any]:
     count = sum(label != -100 for label in labels[1:])
     assert window.targets == count < 0.3 * len(ids)
     scale = 1 / count
-    reference = wide(len(words), len(ids))
+    reference = wide(len(words), len(ids), dtype)
     logits = reference(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum", ignore_index=-100)
     (loss * scale).backward()
-    model = wide(len(words), len(ids))
+    model = wide(len(words), len(ids), dtype)
     plan = StreamPlan(tile=tile, key_block=2 * tile, loss_piece=512)
     step = StreamedWindows(AdapterTuning(model), plan, device=torch.device("cpu"), spill_directory=folder)
     found = step.run([window], scale, Quiet())
