@@ -28,7 +28,7 @@ _LANGUAGES = ("Shell", "YAML", "INI", "Python")
 _LEAST = 6
 "Characters of a value that is masked wherever it stands; shorter ones are parts of words."
 _SECRET_WORDS = re.compile(
-    r"(?i)(?:^|[_\W\d])(?:token|secrets?|pass(?:word|wd|phrase)?|(?:api)?key|credentials?|auth|cookie)(?:$|[_\W\d])"
+    r"(?i)(?:^|[_\W\d])(?:token|secrets?|pass(?:word|wd|phrase)?|(?:api)?key|credentials?|auth|cookie|webhook)(?:$|[_\W\d])"
 )
 "Words of a variable's name."
 _NOBODY = ("root", "user", "admin", "ubuntu", "debian", "ec2-user", "runner", "jovyan", "vscode", "nobody")
@@ -90,7 +90,7 @@ class Mask:
         except SearchTooLongError:
             return LEFT_OUT
         for value in secrets:
-            self._learn(value)
+            self.learn(value)
         # What is too short to be known elsewhere is masked in this text alone.
         for value in sorted({*secrets, *self._known}, key=len, reverse=True):
             text = text.replace(value, PLACEHOLDER)
@@ -117,17 +117,17 @@ class Mask:
 
     def _learn_variable(self, name: str, value: str) -> None:
         if _SECRET_WORDS.search(name):
-            self._learn(value)
+            self.learn(value)
         text = f"{name}={value}\n"
         try:
             found = find_secrets(text, "Shell")
         except SearchTooLongError:
             found = []
         for secret in found:
-            self._learn(text[secret.start : secret.end])
+            self.learn(text[secret.start : secret.end])
 
-    def _learn(self, value: str) -> None:
-        """Adds a value, in the spellings in which other texts quote it."""
+    def learn(self, value: str) -> None:
+        """Adds a value that is masked wherever it stands, in the spellings in which other texts quote it."""
         if len(value.strip()) < _LEAST or value.strip("*.") == PLACEHOLDER:
             return
         spellings = {value, value.strip(), json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}

@@ -6,6 +6,7 @@ or first bytes, and only where they are regular ones. Everything is masked befor
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import engine
 from engine import regular_file
 from engine.config import RunConfig, from_mapping, load_mapping
+from engine.config.problems import SECRET_FIELDS
 from engine.data.masking import Mask
 from engine.errors import EliteError, one_line
 from engine.hardware.inventory import take_inventory
@@ -197,6 +199,10 @@ def _run(run: RunDirectory) -> str:
 
 def _configuration(path: Path, mask: Mask) -> str:
     """Returns the file as it is, without the comments that document its fields."""
+    for field in SECRET_FIELDS:
+        section, _, name = field.partition(".")
+        with contextlib.suppress(EliteError, AttributeError):
+            mask.learn(str(load_mapping(path).get(section, {}).get(name, "")))
     text = mask.text(regular_file.read_head(path, FILE_BYTES))
     return "\n".join(line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
 

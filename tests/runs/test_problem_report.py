@@ -98,6 +98,19 @@ def test_no_secret_behind_a_name_appears(run, capsys):
     assert [part for part in hidden if part in text] == []
 
 
+def test_a_webhook_is_nobodys_business(home, capsys, monkeypatch):
+    """Its address lets whoever has it write there, and looks like any other."""
+    here, elsewhere = "https://chat.example.net/in/shop-builds", "https://chat.example.net/in/nightly"
+    monkeypatch.setenv("ELITE_TUI_WEBHOOK", elsewhere)
+    data = {"output": {"directory": str(home / "out")}, "notify": {"webhook": here}}
+    run = RunDirectory.create(run_config.from_mapping(data))
+    write_journal(run, LogLine(level="warning", text=f"{here} and {elsewhere} answer 500"))
+    text = report(capsys, run.path)
+    assert "answer 500" in text
+    assert "shop-builds" not in text
+    assert "in/nightly" not in text
+
+
 @pytest.mark.parametrize(
     ("name", "value", "shown"),
     [
