@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from engine.commands.event_words import describe, describe_ending, number
 from engine.errors import one_line
+from engine.plan.quantities import counted
 from engine.protocol import Envelope, LogLine, PhaseChanged, StepCompleted, StepProgress
 
 if TYPE_CHECKING:
@@ -97,12 +98,8 @@ def spoken_duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     for index, (unit, size) in enumerate(_UNITS):
         if whole >= size or size == 1:
-            counted = [_counted(whole // size, unit)]
+            parts = [counted(whole // size, unit)]
             if size > 1 and (rest := whole % size // _UNITS[index + 1][1]):
-                counted.append(_counted(rest, _UNITS[index + 1][0]))
-            return " ".join(counted)
+                parts.append(counted(rest, _UNITS[index + 1][0]))
+            return " ".join(parts)
     raise AssertionError
-
-
-def _counted(count: int, unit: str) -> str:
-    return f"{count:,} {unit}{'' if count == 1 else 's'}"

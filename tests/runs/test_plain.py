@@ -112,7 +112,7 @@ def test_the_end_is_one_thing_a_line(capsys, tmp_path):
     )
     display.finish(RunDirectory(tmp_path), done)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "completed 60 steps in 2m 05s"
+    assert lines[0] == "completed 60 steps in 2m 5s"
     assert lines[1] == "held-out perplexity 60.340 before, 6.611 after (-89.0%)"
     assert lines[2] == f"adapter {tmp_path}/adapter"
     assert not any(DRAWN.search(line) or "  " in line for line in lines)
@@ -195,8 +195,8 @@ def summary(status="running", **more):
 @pytest.mark.parametrize(
     ("run", "now", "line"),
     [
-        (summary(), 1010.0, "shop training 34/60, loss 2.310, 2m 00s left"),
-        (summary(), 5000.0, "shop training 34/60, loss 2.310, no news for 1h 06m"),
+        (summary(), 1010.0, "shop training 34/60, loss 2.310, 2m left"),
+        (summary(), 5000.0, "shop training 34/60, loss 2.310, no news for 1h 6m"),
         (summary("paused"), 5000.0, "shop paused 34/60, loss 2.310, 2m 10s left"),
         (summary("starting", step=0, loss=None, eta_seconds=None, total_steps=None), 1001.0, "shop starting"),
         (summary("completed", step=60, perplexity_after=6.611), 9e9, "shop completed 60/60, perplexity 60.34 → 6.611"),
