@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import __version__
+from engine.cli import require_working_directory
 from engine.errors import EliteError
 from engine.home_folder import expand_home
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the app and returns the process's exit status."""
     args = build_parser().parse_args(arguments)
     try:
+        require_working_directory()
         return _run(args)
     except EliteError as error:
         print(f"elite-tui: {error}", file=sys.stderr)  # noqa: T201

@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     number_by_bus(os.environ)
     args = build_parser().parse_args(arguments)
     try:
+        require_working_directory()
         status: int = args.run(args)
     except EliteError as error:
         return _report(error, as_json=getattr(args, "json", False))
@@ -103,6 +104,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return _report(internal_error(error), as_json=getattr(args, "json", False))
     return status
+
+
+def require_working_directory() -> None:
+    """Makes sure that relative paths have a meaning.
+
+    Raises:
+        EliteError: WORKING_DIRECTORY_GONE.
+    """
+    try:
+        os.getcwd()  # noqa: PTH109 - pathlib's would be the same call
+    except OSError as error:
+        raise errors.WORKING_DIRECTORY_GONE() from error
 
 
 def _report(error: EliteError, *, as_json: bool) -> int:

@@ -61,7 +61,7 @@ class ErrorKind:
 
     def __call__(self, **values: Any) -> EliteError:
         """Returns the error, ready to be raised."""
-        shown = {name: one_line(value) for name, value in values.items()}
+        shown = {name: _shortened(one_line(value)) for name, value in values.items()}
         return EliteError(self, self.message.format(**shown), self.remedy.format(**shown), shown)
 
 
@@ -69,6 +69,14 @@ def one_line(value: object) -> str:
     """Escapes newlines and terminal escapes in untrusted text (file names, library messages, logs)."""
     text = str(value)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+_LONGEST, _FIRST, _LAST = 2_000, 1_200, 300
+"""Characters of a value that an error shows whole, and of a longer one's beginning and end."""
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_FIRST]} … ({len(text):,} characters) … {text[-_LAST:]}"
 
 
 _KINDS: dict[str, ErrorKind] = {}

@@ -54,6 +54,12 @@ OVERRIDE_MALFORMED = _declare(
     "write for example --set training.epochs=2",
 )
 
+WORKING_DIRECTORY_GONE = _declare(
+    "working-directory-gone",
+    "the working directory has been deleted, or may not be read",
+    "change to one that exists, for example: cd ~",
+)
+
 # --- the repository and its text ---------------------------------------------------------------------------
 REPOSITORY_UNSET = _declare(
     "repository-unset",

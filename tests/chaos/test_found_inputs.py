@@ -67,6 +67,20 @@ def test_a_setting_that_is_nested_too_deeply_is_malformed(capsys, text):
     assert "KEY=VALUE" in answer(capsys, "train", "--dry-run", "--set", f"training.seed={text}")
 
 
+def test_a_value_of_many_characters_is_shown_by_its_ends(capsys):
+    text = "[" * 50_000
+    assert len(answer(capsys, "train", "--dry-run", "--set", f"training.ema_decay={text}")) < 2_000
+
+
+@pytest.mark.parametrize("words", [["data"], ["train", "--auto"], ["plan"], ["runs"]])
+def test_a_working_directory_that_is_gone_is_one_line(capsys, tmp_path, monkeypatch, words):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert "working directory" in answer(capsys, *words)
+
+
 @pytest.mark.parametrize("words", [["export", "x", "--to=--"], ["plan", "--tier=--"], ["doctor", "--config=--"]])
 def test_two_dashes_are_no_value(capsys, words):
     with pytest.raises(SystemExit) as ended:

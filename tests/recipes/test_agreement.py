@@ -16,9 +16,8 @@ from elite_tui.runs.open_runs import OpenRun
 from elite_tui.runs.panels import figures, progress_lines
 from elite_tui.runs.report import read_report
 from elite_tui.runs.view import RunView
-from engine.commands.event_words import describe_ending, duration
+from engine.commands.event_words import describe_ending
 from engine.config import from_mapping
-from engine.evaluation.markdown import bytes_words, duration_words
 from engine.evaluation.so_far import progress_of, seconds_of
 from engine.protocol import Envelope, PhaseChanged, RunStarted, StepCompleted, Stop
 from engine.recipes.fine_tune import train
@@ -115,9 +114,9 @@ def test_steps_tokens_and_time_agree(run, shown):
     assert done.seconds >= sum(one.seconds for one in steps)
     assert f"in {duration_in_words(done.seconds)}" in monitor
     assert duration_in_words(done.seconds) in result
-    assert duration(done.seconds) in plain
+    assert duration_in_words(done.seconds) in plain
     (told,) = re.findall(r"\| time \| (.*) in all", report)
-    assert told == duration_words(done.seconds)
+    assert told == duration_in_words(done.seconds)
     assert re.search(rf"step time +{re.escape(duration_in_words(each))}", monitor)
     assert re.search(rf"a step .*{re.escape(duration_in_words(each))}", result)
     assert f"| {each:,.2f} s |" in report
@@ -130,7 +129,7 @@ def test_memory_agrees(run, shown):
     assert re.search(rf"RAM peak +{re.escape(words)}", "\n".join(line.plain for line in figures(shown, (60, 40))))
     foreseen = "\n".join(line.plain for line in result_panels.foreseen(shown.view, read_report(run.path)))
     assert re.search(rf"RAM peak .*{re.escape(words)}", foreseen)
-    assert f"| {bytes_words(done.host_peak)} |" in run.report_path.read_text()
+    assert f"| {bytes_in_words(done.host_peak)} |" in run.report_path.read_text()
 
 
 def test_perplexities_agree_and_what_differs_says_so(run, shown):

@@ -111,7 +111,7 @@ def test_the_journal_tells_the_stages_and_their_windows(uninterrupted):
     assert tiles == ([64, 256] if way == "streamed" else [None, None])
 
 
-@pytest.mark.parametrize("step", [3, 6, 8])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 6, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_an_uninterrupted_one(uninterrupted, tmp_path, step):
     """Killed in the first stage, at the border, and in the second."""
     way, repository, whole = uninterrupted
