@@ -302,7 +302,7 @@ async def settled(pilot: Pilot) -> None:
     assert isinstance(app, EliteApp)
     state = app.state
     fetched = [value for value in vars(state).values() if isinstance(value, RemoteData)]
-    await until(pilot, lambda: bool(state.snapshots) and not any(one.loading for one in fetched))
+    await until(pilot, lambda: bool(state.snapshots) and not any(one.loading for one in fetched), 60.0)
     await until(pilot, lambda: not state.checks.running)
     if state.run is not None:
         await until(pilot, lambda: state.run is not None and state.run.updated_at is not None)

@@ -60,6 +60,8 @@ def make(bench: Bench, rng: random.Random, folder: Path) -> list[str]:
     if name == "train":
         words = [text for text in words if text != "--dry-run"] + ["--dry-run"]
     words += {"doctor": ["--quick"], "evaluate": ["--tokens", "32", "--functions", "1"]}.get(name, [])
+    if name == "runs":
+        words = [text for text in words if text != "--watch"]  # which ends with its reader
     if name in _LONG:
         words = [text for text in words if text != "all"]  # which needs no model
         words += ["--nope"] if rng.random() < 0.1 else ["--model", "nope/nope"]
