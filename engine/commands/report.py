@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -77,8 +78,9 @@ def _find(reference: str | None) -> RunDirectory | None:
             raise
         folders = [Path(reference), *(output / "runs" / reference for output in run_index.known_outputs())]
         for folder in folders:
-            if folder.is_dir():
-                return RunDirectory(folder.absolute())
+            with contextlib.suppress(OSError):  # a name too long for a path
+                if folder.is_dir():
+                    return RunDirectory(folder.absolute())
         raise
 
 

@@ -220,6 +220,12 @@ def test_a_run_without_configuration_is_found_by_its_name(run, capsys):
     assert run.id in report(capsys, run.id)
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000])
+def test_a_run_whose_name_is_too_long_for_a_path_is_unknown(name, home, capsys):
+    assert main(["report", "--quick", name]) == 2
+    assert "please report" not in capsys.readouterr().err
+
+
 def test_a_huge_journal_is_read_at_its_end(run, capsys, tmp_path):
     step = StepCompleted(
         step=1, total_steps=2, epoch=1.0, loss=1.0, lr=1.0, grad_norm=1.0, tokens=1, tokens_per_second=1
