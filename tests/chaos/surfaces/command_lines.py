@@ -59,7 +59,9 @@ def make(bench: Bench, rng: random.Random, folder: Path) -> list[str]:
             words += _option(action, bench, rng)
     if name == "train":
         words = [text for text in words if text != "--dry-run"] + ["--dry-run"]
-    words += {"doctor": ["--quick"], "evaluate": ["--tokens", "32", "--functions", "1"]}.get(name, [])
+    words += {"doctor": ["--quick"], "report": ["--quick"], "evaluate": ["--tokens", "32", "--functions", "1"]}.get(
+        name, []
+    )
     if name == "runs":
         words = [text for text in words if text != "--watch"]  # which ends with its reader
     if name in _LONG:
