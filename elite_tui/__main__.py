@@ -14,6 +14,7 @@ from engine import __version__
 from engine.cli import require_working_directory
 from engine.errors import EliteError
 from engine.home_folder import expand_home
+from engine.standard_streams import open_standard_streams
 
 if TYPE_CHECKING:
     from elite_tui.wizard.draft import Draft
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the app and returns the process's exit status."""
+    open_standard_streams()
     args = build_parser().parse_args(arguments)
     try:
         require_working_directory()

@@ -18,6 +18,7 @@ from engine import __version__, errors
 from engine.commands.output import print_json
 from engine.errors import EliteError
 from engine.hardware.environment import limit_omp_spin, number_by_bus
+from engine.standard_streams import open_standard_streams
 
 COMMAND_MODULES: tuple[str, ...] = (
     "profile",
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
+    open_standard_streams()
     limit_omp_spin(os.environ)  # before a command imports torch
     number_by_bus(os.environ)
     args = build_parser().parse_args(arguments)

@@ -127,7 +127,9 @@ class RunDirectory:
         made = _missing_parents(runs)
         temporary = runs / f".{run_id}"
         try:
-            temporary.mkdir(mode=0o700, parents=True)  # logs and completions quote private repositories
+            # Logs and completions quote private repositories; who may write to `runs` may replace a run.
+            runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+            temporary.mkdir(mode=0o700)
             cls(temporary).config_path.write_text(run_config.to_yaml(config), encoding="utf-8")
             cls(temporary).write_deepspeed(config)
             durable.sync_tree(temporary)

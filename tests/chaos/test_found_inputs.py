@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -79,6 +82,21 @@ def test_a_working_directory_that_is_gone_is_one_line(capsys, tmp_path, monkeypa
     monkeypatch.chdir(folder)
     folder.rmdir()
     assert "working directory" in answer(capsys, *words)
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_process_without_standard_streams_works(tmp_path, closed):
+    """What it opens gets none of their numbers."""
+    close = " ".join(f"{number}{'<' if number == 0 else '>'}&-" for number in closed)
+    code = (
+        "import os, sys; from engine.cli import main; code = main(['runs']); closed = map(int, sys.argv[1:]);"
+        "lost = [n for n in closed if os.readlink(f'/proc/self/fd/{n}') != os.devnull or not os.get_inheritable(n)];"
+        "sys.exit(code or bool(lost))"
+    )
+    words = [sys.executable, "-c", code, *map(str, closed)]
+    environment = {**os.environ, "ELITE_TUI_STATE_DIR": str(tmp_path)}
+    command = f"exec {shlex.join(words)} {close}"
+    assert subprocess.run(["sh", "-c", command], env=environment, timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("words", [["export", "x", "--to=--"], ["plan", "--tier=--"], ["doctor", "--config=--"]])

@@ -1,0 +1,26 @@
+"""Opens standard input, output and error where a process was started without them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def open_standard_streams() -> None:
+    """Opens each of them that is closed on the null device, for child processes too.
+
+    Otherwise the next file that is opened has its number: what a library prints would end up in a checkpoint, and
+    what is read of a terminal would be read of it. Python leaves the streams out (None), which few libraries expect.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(opened, True)  # child processes need them as well
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
