@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import errors
+from engine.models.layer_settings import values_of_layers
 from engine.models.layers import decoder_layers
 
 
@@ -22,8 +23,10 @@ def pool_key_value_heads(model: Any, kv_heads: int) -> None:
         EliteError: MODEL_FAMILY_UNSUPPORTED when the model's shapes do not allow it.
     """
     config = model.config
-    heads, present = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    present = present or heads
+    heads, by_layer = config.num_attention_heads, set(values_of_layers(config, "num_key_value_heads"))
+    if len(by_layer) > 1:
+        raise _refusal(config, "its layers have different numbers of key heads", "a model with one number of them")
+    present = by_layer.pop() or heads
     if present != heads or kv_heads >= heads or heads % kv_heads:
         raise _refusal(
             config,

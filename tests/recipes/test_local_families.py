@@ -33,13 +33,15 @@ UNLISTED = {
     "deepseek_v3": {**LATENT, "first_k_dense_replace": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
 }
 """Families that a proof admits when training begins."""
-MODELS = ["gpt_oss", "deepseek_v3", "ministral3", "olmo3", "granite", "gemma3", "glm4"]
+WRAPPED = ["gemma3", "gemma4", "gemma4 with experts"]
+"""Wrappers, with a tower for images."""
+MODELS = ["gpt_oss", "deepseek_v3", "ministral3", "olmo3", "granite", *WRAPPED, "glm4"]
 
 
 def save(path: Path, name: str) -> Path:
     if name in UNLISTED:
         return save_unlisted(path, name, **UNLISTED[name])
-    if name == "gemma3":  # the 4B is a wrapper with a tower for images
+    if name in WRAPPED:
         save_wrapper(path, name)
         return path
     return save_family(path, name)
@@ -86,7 +88,7 @@ def test_a_run_on_a_folder_is_read_by_plain_transformers_and_peft(name, tmp_path
         before = base(input_ids=ids, use_cache=False).logits
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
         found = merged(input_ids=ids, use_cache=False).logits
-        if name != "gemma3":  # plain transformers reads the wrapper's text model by itself
+        if name not in WRAPPED:  # plain transformers reads the wrapper's text model by itself
             base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
             assert torch.allclose(base.eval()(input_ids=ids, use_cache=False).logits, before, atol=1e-4)
         adapted = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
