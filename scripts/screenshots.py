@@ -41,7 +41,7 @@ async def nothing(_pilot: Pilot[str]) -> None:
 
 
 def press(*keys: str) -> Callable[[Pilot[str]], Awaitable[None]]:
-    """Presses some keys once the room is there."""
+    """Presses some keys once the screen is there."""
 
     async def act(pilot: Pilot[str]) -> None:
         await settled(pilot)
