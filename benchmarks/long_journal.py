@@ -1,7 +1,7 @@
 """Keys to the monitor of a journal of a million events, while it is read and after.
 
     python -m pip install --target build/pyte pyte
-    PYTHONPATH=build/pyte python benchmarks/long_journal.py [--events N] [--mixed]
+    PYTHONPATH=build/pyte python benchmarks/long_journal.py [--events N] [--mixed] [--json FILE]
 
 Runs `elite-tui monitor` in a pseudo-terminal, draws what it writes on an emulated screen, presses keys in turn, and
 waits for what each of them changes there. Prints wall time, CPU time of the process with its threads, and that of its
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import os
+import platform
 import pty
 import random
 import select
@@ -22,7 +24,9 @@ import tempfile
 import termios
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pyte
 
@@ -88,7 +92,7 @@ def titled(text: str) -> Seen:
     return lambda screen: any(line.strip().startswith(text) for line in screen.split("\n"))
 
 
-GRID = ("Gradient norm ", "RAM   ━", "Learning rate")
+GRID = ("Gradient norm ", "Learning rate", "Speed", "GiB of memory")
 KEYS: tuple[tuple[bytes, Seen], ...] = (
     (b"3", titled("Gradient norm")),
     (b"2", titled("Learning rate")),
@@ -103,7 +107,7 @@ KEYS: tuple[tuple[bytes, Seen], ...] = (
     (b"+", lambda screen: "0 whole" in screen),
     (b"0", lambda screen: "0 whole" not in screen),
     (b"g", lambda screen: all(word in screen for word in GRID)),
-    (b"g", lambda screen: "RAM   ━" not in screen),
+    (b"g", lambda screen: not all(word in screen for word in GRID)),
     *((b"v", lambda screen, word=word: word in screen) for word in ("info and", "warning and", "error and")),
     (b"v", lambda screen: "and graver" not in screen),
 )
@@ -161,7 +165,16 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--events", type=int, default=1_000_000)
     arguments.add_argument("--mixed", action="store_true")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="keep the figures there too")
     options = arguments.parse_args()
+    kept: dict[str, Any] = {
+        "command": "python benchmarks/long_journal.py" + " --mixed" * options.mixed,
+        "events": options.events,
+        "python": platform.python_version(),
+        "textual": version("textual"),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+    }
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ELITE_TUI_STATE_DIR"] = folder
         run = Path(folder) / "runs" / "20260101-000000-long"
@@ -171,6 +184,7 @@ def main() -> int:
             clocks = monitor.read(60, lambda screen, word=word: word in screen)
             assert clocks is not None, monitor.text
             print(f"{name}: {clocks[0] - monitor.began:.2f} s, {clocks[1]:.2f} s of CPU time", flush=True)
+            kept[name] = {"seconds": round(clocks[0] - monitor.began, 2), "cpu_seconds": round(clocks[1], 2)}
         times: dict[bool, list[tuple[bytes, tuple[float, ...]]]] = {True: [], False: []}
         missed, place = 0, 0
         while len(times[False]) < 2 * len(KEYS) and missed < 5:
@@ -183,6 +197,11 @@ def main() -> int:
             monitor.read(0.15)
             if reads and "reading the journal" not in monitor.text:
                 now = monitor.clocks()
+                kept["all read"] = {
+                    "seconds": round(now[0] - monitor.began, 1),
+                    "cpu_seconds": round(now[1], 1),
+                    "memory": monitor.memory(),
+                }
                 print(
                     f"all read: {now[0] - monitor.began:.1f} s, {now[1]:.1f} s of CPU time, {monitor.memory()}",
                     flush=True,
@@ -194,8 +213,13 @@ def main() -> int:
                     (middle, _), (worst, key) = ranked[len(ranked) // 2], ranked[-1]
                     when = "while it is read" if reads else "afterwards"
                     print(f"{len(ranked)} keys {when}, {clock}: median {middle:.3f} s, worst {worst:.3f} s ({key!r})")
+                    row = {"keys": len(ranked), "median": round(middle, 3), "worst": round(worst, 3)}
+                    kept[f"keys {when}, {clock}"] = row
         print(f"{missed} keys without an answer")
+        kept["keys without an answer"] = missed
         os.kill(monitor.pid, 9)
+    if options.json:
+        options.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return missed
 
 

@@ -78,7 +78,8 @@ class EvaluationSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only
     """Extent of `engine evaluate`."""
 
     at_end: Annotated[
-        bool, Meta(description="Also at the end of a training run that completes, for its report and the result screen.")
+        bool,
+        Meta(description="Also at the end of a training run that completes, for its report and the result screen."),
     ] = False
     tokens: Annotated[
         int, Meta(ge=64, description="Held-out tokens whose loss is compared at most, base and tuned each.")
