@@ -103,11 +103,14 @@ def main(
     except OSError as error:
         print(f"the process record cannot be written: {error}", file=sys.stderr)  # noqa: T201 - into engine.log
     heartbeat = Heartbeat(run.process_path)
-    notifier = Notifier(config.notify, run_config.model_name(config), report=functools.partial(_unnotified, session))
-    session.listen(notifier.hear)
-    server = None
+    server = notifier = None
     try:
         session.emit(PhaseChanged(phase="starting"))
+        # An attempt begins with that event: a webhook that is not set is a warning, which must not come before it.
+        notifier = Notifier(
+            config.notify, run_config.model_name(config), report=functools.partial(_unnotified, session)
+        )
+        session.listen(notifier.hear)
         server = _open_control(session)
         _index(session)
         threading.Thread(target=_take_commands, args=(commands, session), name="commands", daemon=True).start()
@@ -120,7 +123,8 @@ def main(
         journal.close()
         if problem := journal.take_problem() or ("no room" if journal.waits else ""):
             print(f"the journal's last events may not be on the disk: {problem}", file=sys.stderr)  # noqa: T201 - into engine.log
-        notifier.close()
+        if notifier is not None:
+            notifier.close()
     sys.exit(_exit_code(session))
 
 

@@ -22,7 +22,16 @@ from engine.errors import EliteError
 from engine.launch import launcher
 from engine.launch.notifier import Notifier
 from engine.launch.webhook import LARGEST, VARIABLE, WebhookError, body_of, find_url, post
-from engine.protocol import CommandAcked, Envelope, RecoveryTaken, RunFailed, RunFinished, StepCompleted, WarningRaised
+from engine.protocol import (
+    CommandAcked,
+    Envelope,
+    PhaseChanged,
+    RecoveryTaken,
+    RunFailed,
+    RunFinished,
+    StepCompleted,
+    WarningRaised,
+)
 from engine.runs.desktop import has_desktop, terminal_sequence
 from engine.runs.notices import Notice, RepeatFilter, make_notice, notice_of
 from engine.runs.resume_changes import changes
@@ -339,6 +348,16 @@ def test_a_receiver_that_is_away_is_a_warning_without_the_url_and_the_run_comple
     log = run.log_path.read_text()
     assert "the webhook cannot be reached" in log + "".join(event.text for event in time_out)
     assert SECRET not in log + run.journal_path.read_text()
+
+
+def test_a_variable_that_is_not_set_is_a_warning_of_an_attempt_that_has_begun(make_config, monkeypatch):
+    """What comes before its first event would count the hours since the last attempt as work."""
+    monkeypatch.delenv("NO_SUCH_HOOK", raising=False)
+    run, events = run_with(make_config, "ok", {"webhook": "$NO_SUCH_HOOK"})
+    assert run.status() == "completed"
+    assert events[0].event == PhaseChanged(phase="starting")
+    warnings = [one.event for one in events if isinstance(one.event, WarningRaised)]
+    assert [(one.code, "$NO_SUCH_HOOK is not set" in one.text) for one in warnings] == [("notification-failed", True)]
 
 
 def test_a_local_desktop_is_notified_without_a_monitor(make_config, tmp_path, monkeypatch):
