@@ -9,21 +9,25 @@ from engine.training.state import Progress
 
 
 def progress_of(events: Iterable[Envelope]) -> Progress:
-    """Returns the progress of a run; steps that a resumption has given up do not count."""
+    """Returns the progress of a run; steps that a rollback or a resumption has given up do not count.
+
+    As in the checkpoints, the seconds of a rollback's steps remain, while a resumption has none of later steps.
+    """
     steps: dict[int, tuple[int, float, float]] = {}
-    "Tokens, seconds and epoch of each; a million whole events would fill a gigabyte."
+    "Tokens, seconds and epoch of each, in order; a million whole events would fill a gigabyte."
     total_steps = 0
     recoveries: list[str] = []
     for envelope in events:
         event = envelope.event
         if isinstance(event, RunStarted):
-            steps = {number: step for number, step in steps.items() if number <= event.first_step}
+            _give_up(steps, event.first_step + 1)
         elif isinstance(event, StepCompleted):
-            steps[event.step] = event.tokens, event.seconds, event.epoch
+            spent = event.seconds + _give_up(steps, event.step)
+            steps[event.step] = event.tokens, spent, event.epoch
             total_steps = event.total_steps
         elif isinstance(event, RecoveryTaken):
             recoveries.append(f"{event.what}: {event.why}")
-    last = max(steps, default=0)
+    last = next(reversed(steps), 0)
     return Progress(
         step=last,
         total_steps=total_steps if steps else 0,
@@ -32,6 +36,14 @@ def progress_of(events: Iterable[Envelope]) -> Progress:
         seconds=sum(seconds for _, seconds, _ in steps.values()),
         recoveries=recoveries,
     )
+
+
+def _give_up(steps: dict[int, tuple[int, float, float]], first: int) -> float:
+    """Drops the step `first` and later ones, and returns their seconds."""
+    seconds = 0.0
+    while steps and next(reversed(steps)) >= first:
+        seconds += steps.popitem()[1][1]
+    return seconds
 
 
 def seconds_of(events: Iterable[Envelope], now: float) -> float:

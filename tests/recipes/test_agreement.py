@@ -157,6 +157,12 @@ def step(number, seconds=2.0):
     )  # fmt: skip
 
 
+def test_steps_of_a_rollback_that_a_stopped_run_did_not_repeat_do_not_count():
+    """The run's own progress goes back with the weights; only the seconds were spent."""
+    progress = progress_of(envelopes(*((100.0 + n, step(k)) for n, k in enumerate((1, 2, 3, 4, 5, 3, 4)))))
+    assert (progress.step, progress.tokens, progress.seconds) == (4, 40, 14.0)
+
+
 def test_what_a_resumption_gave_up_and_the_time_between_attempts_do_not_count():
     started = RunStarted(model="m", context=64, total_steps=9)
     events = envelopes(
