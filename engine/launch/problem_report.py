@@ -29,6 +29,7 @@ from engine.config.problems import SECRET_FIELDS
 from engine.data.masking import Mask
 from engine.errors import EliteError, one_line
 from engine.hardware.inventory import take_inventory
+from engine.home_folder import expand_home
 from engine.launch.doctor import examine
 from engine.plan.quantities import format_bytes
 from engine.protocol import RankReported, RunFailed, StepCompleted, StepProgress
@@ -159,7 +160,7 @@ def _version(distribution: str) -> str:
 
 
 def _machine(config: RunConfig) -> str:
-    machine = take_inventory(Path(config.output.directory).expanduser().absolute())
+    machine = take_inventory(expand_home(config.output.directory).absolute())
     limit = f", limited by {machine.ram_limited_by}" if machine.ram_limited_by else ""
     lines = [_gpu(gpu) for gpu in machine.gpus] or ["no GPU found"]
     lines += [

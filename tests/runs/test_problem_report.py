@@ -220,6 +220,13 @@ def test_a_run_without_configuration_is_found_by_its_name(run, capsys):
     assert run.id in report(capsys, run.id)
 
 
+def test_a_home_folder_of_nobody_hides_no_other_part(home, capsys):
+    (home / "config.yaml").write_text("output:\n  directory: ~nobody-has-this-name/out\n")
+    text = report(capsys, "--config", home / "config.yaml")
+    assert "CPU:" in text
+    assert "(cannot be read" not in text
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "a/" * 3000])
 def test_a_run_whose_name_is_too_long_for_a_path_is_unknown(name, home, capsys):
     assert main(["report", "--quick", name]) == 2
