@@ -64,7 +64,7 @@ class EventDecoder:
         except (msgspec.MsgspecError, ValueError, KeyError, RecursionError):
             return decode_event(line)
         numbers = () if kind.numbers is None else kind.numbers(event)
-        usual = header.schema <= SCHEMA and 0 <= header.seq < _LARGE and 0 <= header.time < _LATEST
+        usual = 0 <= header.schema <= SCHEMA and 0 <= header.seq < _LARGE and 0 <= header.time < _LATEST
         if not usual or max(map(abs, filter(None, numbers)), default=0) >= _LARGE:
             return decode_event(line)
         return Envelope(run=header.run, seq=header.seq, time=header.time, event=event, schema=header.schema)
