@@ -109,7 +109,7 @@ KEYS: tuple[tuple[bytes, Seen], ...] = (
     (b"g", lambda screen: all(word in screen for word in GRID)),
     (b"g", lambda screen: not all(word in screen for word in GRID)),
     *((b"v", lambda screen, word=word: word in screen) for word in ("info and", "warning and", "error and")),
-    (b"v", lambda screen: "and graver" not in screen),
+    (b"v", lambda screen: "and above" not in screen),
 )
 
 
