@@ -4,7 +4,7 @@
     python benchmarks/growth.py --expressions   every compiled expression of the modules, with texts made from itself
     python benchmarks/growth.py --only SECRET   those whose name contains a word
 
-Each runs in a process of its own over texts of one shape: 4 KB, 16 KB, up to 128 KB or a fraction of a second. Prints
+Each runs in a process of its own over texts of one shape: 4 KB, 16 KB, up to 256 KB or a fraction of a second. Prints
 those whose time rose by more than sixfold where the text grew fourfold, and a line for each parser: its slowest shape,
 that ratio, and the seconds that a megabyte takes or would take. A ratio of four is linear, sixteen is the square.
 Exits with 1 where one is over. An expression may be fine in its parser, which bounds what it sees.
@@ -25,7 +25,7 @@ import string
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -55,16 +55,11 @@ UNITS = (
     "](", "<system-reminder>", "<tag>a</tag>", "Human: ", "\n\nAssistant:", "slots=", "a slots=1\n", "a:\n  ", "- - ",
     "&a ", "*a ", "? ", "!!a ", "%a\n", "1e", "1e5", "0.0", "-", "+", "\r", "\r\n", "\x1b[0m", "\x00",
 )  # fmt: skip
-"""Repeated alone, and after each other."""
-
-
-def shapes() -> Iterator[str]:
-    """Yields what a text repeats: each unit; and units within pairs, of which the second never comes."""
-    yield from UNITS
+"""What a text repeats."""
 
 
 def texts(unit: str, size: int) -> str:
-    """Repeats a unit. An uncommon one-character prefix and suffix spoil what would match as a whole."""
+    """Repeats a unit up to a size."""
     return (unit * (size // len(unit) + 1))[:size]
 
 
