@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 
 import pytest
 
@@ -34,6 +35,16 @@ def test_create_and_open(make_config):
     assert run.id.split("-", 2)[2].startswith("name-1.x-")
     assert sorted(path.name for path in run.path.iterdir()) == ["config.yaml", "deepspeed.json"]
     assert [path.name for path in run.path.parent.iterdir()] == [run.id]
+
+
+def test_a_run_and_the_folder_of_runs_are_their_user_s_whatever_the_umask(make_config):
+    """Who may write to the folder of runs may put another run in one's place."""
+    former = os.umask(0)
+    try:
+        run = RunDirectory.create(make_config())
+    finally:
+        os.umask(former)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (run.path, run.path.parent)] == [0o700, 0o700]
 
 
 def test_paths_where_nothing_can_be_written(make_config, tmp_path):
