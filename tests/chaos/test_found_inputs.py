@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -29,13 +27,8 @@ from tests.chaos.odd import damage
 from tests.support.exports import finished_run
 from tests.support.tiny import tiny_model
 
-
-@pytest.fixture(autouse=True)
-def in_time():
-    """Ends a test that waits for ever: a read of a FIFO or of a device."""
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
+pytestmark = pytest.mark.timeout(60)
+"""Ends a test that waits for ever: a read of a FIFO or of a device."""
 
 
 @pytest.fixture
@@ -211,7 +204,8 @@ def test_settings_of_a_saved_tokenizer_are_refused_by_its_folder(model):
     [{"monteclora_config": {"a": 1}}, {"lora_bias": [[]]}, {"eva_config": "x"}, {"target_modules": 5}],
     ids=lambda settings: next(iter(settings)),
 )
-def test_settings_of_an_adapter_are_refused_by_its_folder(model, tmp_path, settings):
+def test_settings_of_an_adapter_are_taken_or_refused_by_its_folder(model, tmp_path, settings):
+    """What PEFT makes of them depends on its version; an exception of its own never comes through."""
     run = finished_run(tmp_path / "tuned", model)
     path = run.adapter_path / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
@@ -222,8 +216,12 @@ def test_settings_of_an_adapter_are_refused_by_its_folder(model, tmp_path, setti
         context=64,
         result=run.adapter_path,
     )
-    with contextlib.suppress(EliteError):
+    refusal = ""
+    try:
         load_adapted(found, run.load_config())
+    except EliteError as error:
+        refusal = str(error)
+    assert not refusal or str(run.adapter_path) in refusal
 
 
 # --- run directories ---------------------------------------------------------------------------------------------
