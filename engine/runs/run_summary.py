@@ -120,10 +120,6 @@ def read_summary(run: RunFiles) -> RunSummary:
     before = next((e for e in _of(events, EvalCompleted) if e.step == 0), None)
     after = next((e for e in reversed(_of(tail, EvalCompleted)) if e.step > 0), None)
     phase = _last(tail, PhaseChanged)
-    stepped = next((e.time for e in reversed(tail) if isinstance(e.event, StepCompleted)), None)
-    eta = None
-    if step is not None and stepped is not None and step.eta_seconds is not None:
-        eta = max(0.0, step.eta_seconds - (tail[-1].time - stepped))
     model, model_name = _names(run)
     return RunSummary(
         id=run.id,
@@ -140,8 +136,20 @@ def read_summary(run: RunFiles) -> RunSummary:
         started=head[0].time if head else None,
         updated=tail[-1].time if tail else None,
         phase=phase.phase if phase else "",
-        eta_seconds=eta,
+        eta_seconds=_time_left(tail),
     )
+
+
+def _time_left(tail: list[Envelope]) -> float | None:
+    """Returns the estimate of the attempt's newest step; one that an earlier attempt made says nothing."""
+    for envelope in reversed(tail):
+        event = envelope.event
+        if isinstance(event, RunStarted) or (isinstance(event, PhaseChanged) and event.phase == "starting"):
+            return None
+        if isinstance(event, StepCompleted):
+            passed = tail[-1].time - envelope.time
+            return None if event.eta_seconds is None else max(0.0, event.eta_seconds - passed)
+    return None
 
 
 def _observe(run: RunFiles) -> _Observation:

@@ -14,6 +14,7 @@ from engine import config as run_config
 from engine import errors
 from engine.errors import EliteError
 from engine.launch import preflight
+from engine.protocol import Envelope, PhaseChanged, RunStarted, StepCompleted, encode_event
 from engine.runs import run_index
 from engine.runs.deepspeed_config import deepspeed_config
 from engine.runs.run_directory import RunDirectory, check_output
@@ -165,6 +166,26 @@ def test_summary(launch):
     handle.run.journal_path.write_bytes(b"garbage\n" * 100_000)
     damaged = handle.run.summary()
     assert (damaged.status, damaged.model_name, damaged.step) == ("died", handle.run.id, 0)
+
+
+def test_time_left_is_that_of_the_attempt_under_way(make_config):
+    """A run that is resumed an hour after its last step is not done before its next one."""
+    run = RunDirectory.create(make_config())
+    step = StepCompleted(
+        step=1, total_steps=9, epoch=0.1, loss=1.0, lr=1.0, grad_norm=1.0, tokens=1, tokens_per_second=1.0,
+        eta_seconds=80.0,
+    )  # fmt: skip
+    started = RunStarted(model="demo", context=64, total_steps=9)
+    events = [
+        (1000.0, PhaseChanged(phase="starting")), (1001.0, started), (1010.0, step), (1015.0, PhaseChanged(phase="x")),
+        (5000.0, PhaseChanged(phase="starting")), (5001.0, started), (5010.0, step),
+    ]  # fmt: skip
+    found = []
+    for seq, (time, event) in enumerate(events):
+        with run.journal_path.open("a") as journal:
+            journal.write(encode_event(Envelope(run=run.id, seq=seq, time=time, event=event)) + "\n")
+        found.append(run.summary().eta_seconds)
+    assert found == [None, None, 80.0, 75.0, None, None, 80.0]
 
 
 def test_preflight_makes_paths_absolute(tmp_path, monkeypatch):
