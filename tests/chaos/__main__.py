@@ -1,6 +1,6 @@
 """Kills, damages and fills, and prints what came of it: a table, and JSON with seed, versions and machine.
 
-python -m tests.chaos             full counts, three quarters of an hour on four idle cores (estimated)
+python -m tests.chaos             full counts, about an hour (estimated)
 python -m tests.chaos --short     each kind a few times, within a minute
 """
 
