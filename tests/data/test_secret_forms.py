@@ -94,6 +94,19 @@ def test_what_stands_between_the_marks_of_certificates_is_searched(between: str)
         assert secret not in masked(text, "Shell")
 
 
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("C++", 'std::string app::settings::password = "{}";\n'),
+        ("Ruby", "App::Mail::Settings.password = '{}'\n"),
+        ("JSON", '{{"Services:Auth:Google:ClientSecret": "{}"}}\n'),
+        ("Shell", "Services:Auth:Google:ClientSecret={}\n"),
+    ],
+)
+def test_names_within_namespaces_and_sections_tell(language: str, code: str) -> None:
+    assert "k9Xq2LmZ7w" not in masked(code.format("k9Xq2LmZ7w"), language)
+
+
 def test_an_allowed_value_stays_and_others_do_not() -> None:
     text = 'password = "k9Xq2LmZ7w"\ntoken = "Zt8vQ1mN4cRw7yBd"\n'
     secrets = find_secrets(text, "Python", {fingerprint("k9Xq2LmZ7w")})

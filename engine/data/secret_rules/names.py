@@ -159,7 +159,7 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         if not camel and not prefix.lower().endswith(words):
             return None
     before = _split(prefix)[-2:]
-    if prefix.count(":") > 2 or _RESOURCE.search(text, max(0, begin - _LONGEST), start) is not None:
+    if _is_resource(prefix) or _RESOURCE.search(text, max(0, begin - _LONGEST), start) is not None:
         return None
     if _within_data(text, start, tail_start):
         return None
@@ -187,6 +187,13 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
     if stem.text == "pass" and not prefix and not tail.strip(".-") and not _GIVEN.match(text, tail_start):
         return None  # a statement, or a word of prose
     return stem.evidence
+
+
+def _is_resource(prefix: str) -> bool:
+    """Tells whether a name ends an identifier with colons: not C++'s and Ruby's namespaces, nor .NET's sections."""
+    parts = prefix.replace("::", ".").split(":")
+    # A long name's first part is cut off.
+    return len(parts) > 3 and not all(part[:1].isupper() for part in parts[1:-1])
 
 
 def _within_data(text: str, start: int, end: int) -> bool:
