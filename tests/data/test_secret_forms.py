@@ -107,6 +107,14 @@ def test_names_within_namespaces_and_sections_tell(language: str, code: str) -> 
     assert "k9Xq2LmZ7w" not in masked(code.format("k9Xq2LmZ7w"), language)
 
 
+@pytest.mark.parametrize("call", ["os.getenv", "config.get", "options.set"])
+def test_a_default_on_a_line_of_its_own_is_a_password(call: str) -> None:
+    code = '{}(\n    "DB_PASSWORD",\n    "letme1n99",\n)\n'
+    assert "letme1n99" not in masked(code.format(call), "Python")
+    # Of other calls and lists it may be the next text.
+    assert "letme1n99" in masked(code.format("texts = "), "Python")
+
+
 def test_an_allowed_value_stays_and_others_do_not() -> None:
     text = 'password = "k9Xq2LmZ7w"\ntoken = "Zt8vQ1mN4cRw7yBd"\n'
     secrets = find_secrets(text, "Python", {fingerprint("k9Xq2LmZ7w")})

@@ -42,7 +42,7 @@ _FALLBACK = re.compile(
 )
 _READS = re.compile(
     r"(?:env|get|fetch|config|setting|option|define|set|put|add|header|prop\w*|param|secret|var|field|flag\w*)\w{0,20}"
-    r"[(\[]\W{0,3}[\w.-]*$"
+    r"[(\[]\s{0,40}\W{0,3}[\w.-]*$"
 )
 "Calls that are given a name and its value."
 _KEYWORD = re.compile(r"default\w*\s*[:=]\s*$|value\s*=\s*$")
@@ -102,6 +102,8 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
         return  # the end of a text in a list, and the next text
     if _OBTAINS.search(lower[max(0, place - _LONGEST_NAME) : place]) and gap.startswith("("):
         evidence = max(Evidence.NEAR, evidence)
+    if named and _READS.search(lower[max(0, begin - 60) : begin]):
+        gap = gap.replace("\n", " ")  # the name's default or its value, where an argument is a line
     given: Evidence | None = _linked(gap, evidence, named=named)
     position = match.start("esc")
     for _ in range(_MOST):
