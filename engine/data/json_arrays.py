@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -24,9 +25,9 @@ def elements(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: it is no JSON from some element on, one is longer than `longest` bytes, or something follows.
     """
-    position = 0
+    position = _skipped(file, 0, b"")[0] + 1  # behind the bracket that opens it
     while True:
-        position, mark = _skipped(file, position, b"[," if position == 0 else b",")
+        position, mark = _skipped(file, position, b",")
         if mark in (b"]", b""):
             if mark == b"":
                 raise ValueError("the array is not closed")
@@ -65,16 +66,23 @@ def _read(file: BinaryIO, position: int, longest: int) -> tuple[Any, int]:
     while True:
         chunk = file.read(max(_CHUNK, len(content)))
         content += chunk
-        # A character may be cut off at the end of what was read so far.
-        text = content.decode("utf-8", "ignore" if chunk else "strict")
+        wrong: UnicodeDecodeError | None = None
+        try:
+            # A character may be cut off at the end of what was read so far.
+            text = codecs.utf_8_decode(content, "surrogatepass", not chunk)[0]
+        except UnicodeDecodeError as error:
+            # The element may end before it.
+            text, wrong = content[: error.start].decode("utf-8", "surrogatepass"), error
         try:
             value, end = _DECODER.raw_decode(text)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
         except ValueError:
+            if wrong is not None:
+                raise wrong from None
             if not chunk or len(content) > longest:
                 raise
             continue
         # A number may go on in the next chunk; what follows shows that it does not.
-        if end < len(text) or not chunk:
-            return value, len(text[:end].encode())
+        if end < len(text) or wrong is not None or not chunk:
+            return value, len(text[:end].encode("utf-8", "surrogatepass"))

@@ -62,6 +62,8 @@ READ: dict[str, tuple[str, bytes, dict[str, int]]] = {
     "a comma at the end": ("a.json", f"{WHOLE[:-1]},]".encode(), {}),
     "a text behind an array": ("a.json", f"{WHOLE}\nend".encode(), {"cut off": 1}),
     "an array behind an array": ("a.json", WHOLE.encode() * 2, {"cut off": 1}),
+    "Latin-1 in an array": ("a.json", WHOLE[:-1].encode() + b', {"messages": "\xfc"}]', {"cut off": 1}),
+    "half a character in an array": ("a.json", b'[{"id": "\xed\xa0\x80", ' + WHOLE[2:].encode(), {}),
     "values in an array": ("a.json", f'[1, "x", null, {WHOLE[1:]}'.encode(), {"not a row": 3}),
 }
 
@@ -86,6 +88,7 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "lines of one object": ("a.jsonl", json.dumps(ROWS[0], indent=1).encode(), "row 1: Expecting property name"),
     "commas behind lines": ("a.jsonl", LINES.replace("\n", ",\n").encode(), "row 1: Extra data"),
     "an array": ("a.jsonl", WHOLE.encode(), "row 1: it is a list, no object; name an array .json"),
+    "an array in an array": ("a.json", f"[{WHOLE}]".encode(), "row 1: it is a list, no object"),
     "Python": ("a.jsonl", f"{ROWS[0]!r}\n".encode(), "row 1: Expecting property name enclosed in double quotes"),
     "nothing": ("a.jsonl", b"", "no line or element of it is a JSON object"),
     "gzip without its end": ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], "ended before"),
