@@ -17,8 +17,14 @@ def row_values(table: Any) -> list[dict[str, Any]]:
 
     Fields without a value are left out, since a table gives every object of a column the fields of all. A map is an
     object, a decimal a number, bytes the UTF-8 text that they hold, a date text. Other bytes stay.
+
+    Raises:
+        ValueError: Python has no such date, or a map's keys are lists or objects.
     """
-    rows: list[dict[str, Any]] = _as_json(table.to_pylist(maps_as_pydicts="lossy"))
+    try:
+        rows: list[dict[str, Any]] = _as_json(table.to_pylist(maps_as_pydicts="lossy"))
+    except (OverflowError, TypeError) as error:
+        raise ValueError(f"a value of it cannot be written as JSON ({error})") from None
     return rows
 
 

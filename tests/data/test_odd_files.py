@@ -197,6 +197,20 @@ def test_tables_without_a_row_to_read_say_why(tmp_path: Path, kind: str) -> None
         assert problem in refusal(write(tmp_path / f"{number}.{kind}", table))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        pyarrow.array([10**8], pyarrow.date32()),
+        pyarrow.array([10**13], pyarrow.timestamp("s")),
+        pyarrow.array([[([1], "x")]], pyarrow.map_(pyarrow.list_(pyarrow.int32()), pyarrow.string())),
+    ],
+)
+def test_values_that_python_cannot_hold_say_why(tmp_path: Path, values: pyarrow.Array, kind: str) -> None:
+    path = write(tmp_path / f"a.{kind}", pyarrow.table({"messages": MESSAGES[:1], "tools": values}))
+    assert "a value of it cannot be written as JSON" in refusal(path)
+
+
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", BIG])
 def test_arguments_in_which_a_number_is_none(tmp_path: Path, number: str) -> None:
     path = tmp_path / "a.jsonl"
