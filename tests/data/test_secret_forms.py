@@ -107,6 +107,31 @@ def test_names_within_namespaces_and_sections_tell(language: str, code: str) -> 
     assert "k9Xq2LmZ7w" not in masked(code.format("k9Xq2LmZ7w"), language)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host.example/v1/Acme2/Widgets7/{}/contents/Main2/index",
+        "path/to/Some1Thing/Other2Thing/{}",
+        "{}/wJalrXUtnF3MI7K7DENGbPxRfiCY2k9",
+        "signed in as {}... done",
+    ],
+)
+@pytest.mark.parametrize("token", ["ghp_k9Xq2LmZ7wT4vB8nR3cY6sD1fG5hJ0kLpQ2a", "AKIAQ7MZ3XK5WV2NB6TD"])
+def test_tokens_in_paths_and_before_dots_are_whole(text: str, token: str) -> None:
+    assert token not in masked(text.format(token), "Text")
+
+
+def test_tokens_that_are_shortened_or_part_of_data_stay() -> None:
+    data = base64.b64encode(random.Random(1).randbytes(48)).decode()
+    for text in ("sk-ant-api03-k9Xq2LmZ7wT4vB8nR3cY6sD1fG5hJ0kL...", f"{data[:40]}/AKIAQ7MZ3XK5WV2NB6TD+{data[40:]}"):
+        assert masked(text, "Text") == text
+
+
+def test_a_telegram_token_is_masked_in_its_address() -> None:
+    token = "8412067395:AAk9Xq2LmZ7wT4vB8nR3cY6sD1fG5hJ0kLp"
+    assert "k9Xq2LmZ7w" not in masked(f"curl https://api.telegram.org/bot{token}/getMe\n", "Shell")
+
+
 @pytest.mark.parametrize("call", ["os.getenv", "config.get", "options.set"])
 def test_a_default_on_a_line_of_its_own_is_a_password(call: str) -> None:
     code = '{}(\n    "DB_PASSWORD",\n    "letme1n99",\n)\n'

@@ -16,7 +16,7 @@ from ahocorasick_rs import BytesAhoCorasick, Implementation
 
 from engine.assets import asset
 from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
-from engine.data.secret_rules.values import Evidence, entropy, is_placeholder, is_secretive, is_sequence
+from engine.data.secret_rules.values import Evidence, entropy, is_placeholder, is_secretive, is_sequence, words_share
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -134,6 +134,9 @@ def announced(words: list[str]) -> Iterator[tuple[str, str]]:
                 yield kind.name, value
 
 
+_DATA = re.compile(r"[A-Za-z0-9+/]+")
+_MOST_WORDS = 0.5
+"Share of what stands around a key in data that words make up."
 _DATA_BEFORE, _DATA_AFTER = re.compile(r"[A-Za-z0-9+/]{0,24}$"), re.compile(r"[A-Za-z0-9+/]{0,24}")
 
 
@@ -141,8 +144,14 @@ def _is_part(joined: str, match: re.Match[str]) -> bool:
     """Tells whether dots say that a value is shortened, or it stands within encoded data."""
     before = _DATA_BEFORE.search(joined, max(0, match.start() - 24), match.start())
     after = _DATA_AFTER.match(joined, match.end())
-    around = (before[0] if before else "") + (after[0] if after else "")
-    return joined.startswith(("...", "…"), match.end()) or (len(around) >= 24 and is_random_looking(around))
+    if joined.startswith(("...", "…"), match.end()):
+        # Where a character less would be no token, it is whole.
+        return match.re.fullmatch(match[0][:-1]) is not None
+    # A key's own secret stands beside it, and words of a path; data goes on at both of its ends.
+    if not (before and before[0] and after and after[0] and _DATA.fullmatch(match[0])):
+        return False
+    around = before[0] + after[0]
+    return len(around) >= 24 and is_random_looking(around) and words_share(around) < _MOST_WORDS
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
