@@ -17,7 +17,7 @@ from benchmarks import growth
 from engine.data import contents, history
 from engine.data.imports import javascript, terraform
 
-SIZE = 200_000
+SIZE = 600_000
 RULES = [(ending, rule) for ending, rules in contents._BY_ENDING.items() for rule, _ in rules]
 
 
