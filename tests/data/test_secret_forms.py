@@ -140,6 +140,26 @@ def test_a_default_on_a_line_of_its_own_is_a_password(call: str) -> None:
     assert "letme1n99" in masked(code.format("texts = "), "Python")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "API_KEY=30499A90EBB4108E\n",
+        'api_key = "30499A90EBB4108E"\n',
+        'secret_key: "0123ABCD45EF67890A1B2C3D4E5F60718293A4B5"\n',
+        'signing_key = "8A3F19C0D27B44E1"\n',
+    ],
+)
+def test_upper_case_hexadecimal_is_a_secret_where_a_name_says_so(text: str) -> None:
+    assert len(find_secrets(text, "Shell" if text.isupper() else "Python")) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["ENV GPG_KEY E3FF2839C048B25C084DEBE9B26995E310250568\n", "pgp_key: 0x30499A90EBB4108E\n"]
+)
+def test_fingerprints_of_openpgp_keys_stay(text: str) -> None:
+    assert find_secrets(text, "Dockerfile") == []
+
+
 def test_an_allowed_value_stays_and_others_do_not() -> None:
     text = 'password = "k9Xq2LmZ7w"\ntoken = "Zt8vQ1mN4cRw7yBd"\n'
     secrets = find_secrets(text, "Python", {fingerprint("k9Xq2LmZ7w")})

@@ -60,7 +60,7 @@ _POINTS = frozenset({87, 88, 130, 132, 178, 180})
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _NAME = re.compile(r"^[\w./:,=|#%*@+\[\]{}()&?<>~!-]+$")
 _PARTS = re.compile(r"[-_./:,=|#%*@+\[\]{}()&?<>~!]+")
-_FINGERPRINT = re.compile(r"^(?:0x)?(?:[0-9A-F]{16}|[0-9A-F]{40})(?:,[0-9A-F]{16,40}){0,20}$")
+_FINGERPRINTS = re.compile(r"^(?:0x(?:[0-9A-F]{16}|[0-9A-F]{40})|[0-9A-F]{16,40}(?:,[0-9A-F]{16,40}){1,20})$")
 _ABBREVIATION = re.compile(r"[A-Z]{0,4}\d*|[a-z]{1,2}\d*")
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.IGNORECASE)
 _LONG_WORD = re.compile(r"[a-z]{8}")
@@ -135,8 +135,8 @@ def is_composed(value: str) -> bool:
 
 
 def is_list(value: str) -> bool:
-    """Tells whether a value is several short ones with commas between, or an OpenPGP key's fingerprint."""
-    return _LIST.match(value) is not None or _FINGERPRINT.match(value) is not None
+    """Tells whether a value is several short ones with commas between, or fingerprints of OpenPGP keys."""
+    return _LIST.match(value) is not None or _FINGERPRINTS.match(value) is not None
 
 
 def is_name(value: str, is_wordlike: Callable[[str], bool]) -> bool:
