@@ -105,7 +105,7 @@ def what_is_in(report: DataReport, width: int) -> Content:
 
 def what_is_out(report: DataReport, width: int) -> Content:
     """Formats every reason for leaving a file out, with examples and the setting that keeps such files."""
-    lines = [_title("Out", f"{report.skipped_files:,} files")]
+    lines = [_title("Out", counted(report.skipped_files, "file"))]
     if not report.skipped:
         lines.append(Content.styled("nothing was left out", "$muted"))
     roots = [row.path for row in report.repositories]
@@ -216,9 +216,8 @@ def _title(name: str, what: str) -> Content:
 
 def _more(count: int, what: str) -> list[Content]:
     rest = count - SHOWN
-    plural = "" if rest == 1 else "s"
     return (
-        [Content.styled(f"and {rest:,} more {what}{plural}: `engine data --json` has all", "$muted")]
+        [Content.styled(f"and {counted(rest, f'more {what}')}: `engine data --json` has all", "$muted")]
         if rest > 0
         else []
     )

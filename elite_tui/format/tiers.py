@@ -15,6 +15,7 @@ from elite_tui.format.figures import (
     printable,
 )
 from elite_tui.format.layout import bar
+from engine.plan.quantities import counted
 from engine.plan.tiers import LEAST_UPDATES
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def verdict(plan: TierPlan, epochs: object, *, recommended: bool) -> list[Conten
             passes = epochs if isinstance(epochs, (int, float)) else 1
             updates = max(1, round(plan.steps_per_epoch * passes))
             if updates < LEAST_UPDATES:
-                why = f"{updates} update{'' if updates == 1 else 's'}, and longer windows leave no more"
+                why = f"{counted(updates, 'update')}, and longer windows leave no more"
             elif not plan.holds_repository:
                 why = f"the highest that fits and leaves {LEAST_UPDATES} updates"
         lines.append(Content.styled(f"★ recommended for windows of one length: {why}", "$text-accent"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from elite_tui.format.figures import printable
 from elite_tui.runs.eta import Eta
 from elite_tui.runs.history import RunHistory
+from engine.plan.quantities import counted
 from engine.protocol import (
     CheckpointSaved,
     CommandAcked,
@@ -175,7 +176,7 @@ class RunView:
         elif isinstance(event, RunFinished):
             self.finished = event
             self._end()
-            self._tell(envelope, "end", f"run {event.status} after {event.steps:,} steps")
+            self._tell(envelope, "end", f"run {event.status} after {counted(event.steps, 'step')}")
         elif isinstance(event, RunFailed):
             self.failed = event
             self._end()

@@ -17,6 +17,7 @@ from elite_tui.state_part import Parts, StatePart
 from elite_tui.wizard.checks import in_words, verdict
 from elite_tui.wizard.draft import PROJECT_FIELDS
 from engine import config
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -144,7 +145,7 @@ class ReviewScreen(WizardScreen):
                 ("   f8 goes to the field", "$muted"),
             )
         if failed := state.checks.failed:
-            words = f"✗ {len(failed)} check{'s' if len(failed) > 1 else ''} failed: {failed[0].name}"
+            words = f"✗ {counted(len(failed), 'check')} failed: {failed[0].name}"
             return Content.assemble((words, "$text-error bold"), "   ", verdict(state.checks))
         if state.simulated is not None:
             return Content.assemble(

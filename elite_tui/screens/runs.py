@@ -20,6 +20,7 @@ from elite_tui.screens.app_screen import AppScreen
 from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.line_input import LineInput
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from textual.binding import BindingType
@@ -189,7 +190,7 @@ class RunsScreen(AppScreen):
         elif not count:
             about.update(Content("no runs yet: n starts the wizard, `engine train` starts one without it"))
         else:
-            words = f"{count:,} run{'s' if count != 1 else ''}" if shown == count else f"{shown:,} of {count:,} runs"
+            words = counted(count, "run") if shown == count else f"{shown:,} of {count:,} runs"
             marked = f" · ◉ {len(self._marked)} marked, c compares them" if self._marked else ""
             about.update(Content.styled(f"{words} · by {COLUMNS[self._column].name}{marked}", "$muted"))
 

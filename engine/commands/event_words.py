@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import one_line
-from engine.plan.quantities import format_seconds
+from engine.plan.quantities import counted, format_seconds
 from engine.protocol import (
     CheckpointSaved,
     CommandAcked,
@@ -30,7 +30,7 @@ def describe(event: Event) -> str:
     if isinstance(event, PhaseChanged):
         text = f"{event.phase}: {event.detail}" if event.detail else event.phase
     elif isinstance(event, RunStarted):
-        steps = f", {event.total_steps:,} steps" if event.total_steps else ""
+        steps = f", {counted(event.total_steps, 'step')}" if event.total_steps else ""
         text = f"model {event.model}, context {event.context:,} tokens{steps}, on {event.device}"
     elif isinstance(event, StepCompleted):
         text = step_numbers(event)
@@ -64,7 +64,7 @@ def describe_ending(run: RunDirectory, ending: RunFinished | RunFailed) -> list[
     before, after = ending.perplexity_before, ending.perplexity_after
     change = f" ({(after / before - 1) * 100:+.1f}%)" if before and after else ""
     lines = [
-        f"{ending.status:<19} {ending.steps:,} steps in {format_seconds(ending.seconds)}",
+        f"{ending.status:<19} {counted(ending.steps, 'step')} in {format_seconds(ending.seconds)}",
         f"held-out perplexity {number(before)} before, {number(after)} after{change}",
     ]
     if before and after and (few := too_few_updates(ending.steps)):

@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from elite_tui.runs.view import RunView
 from engine.commands.glance import RunReader, describe, glance
 from engine.commands.plain_display import PlainDisplay, spoken_duration
 from engine.commands.progress_display import TerminalAlert
@@ -24,6 +25,7 @@ from engine.protocol import (
     PhaseChanged,
     RecoveryTaken,
     RunFinished,
+    RunStarted,
     StepCompleted,
     StepProgress,
     WarningRaised,
@@ -116,6 +118,37 @@ def test_the_end_is_one_thing_a_line(capsys, tmp_path):
     assert lines[1] == "held-out perplexity 60.340 before, 6.611 after (-89.0%)"
     assert lines[2] == f"adapter {tmp_path}/adapter"
     assert not any(DRAWN.search(line) or "  " in line for line in lines)
+
+
+@pytest.mark.parametrize(("steps", "words"), [(1, "1 step"), (2, "2 steps")])
+def test_one_step_is_no_plural(capsys, tmp_path, steps, words):
+    display, view = PlainDisplay(), RunView(run_id="r")
+    started = RunStarted(model="demo", context=64, total_steps=steps, device="cpu")
+    done = RunFinished(status="completed", steps=steps, seconds=5.0)
+    for number, event in enumerate((started, done)):
+        envelope = Envelope(run="r", seq=number, time=0.0, event=event)
+        display.show(envelope)
+        view.apply(envelope)
+    display.finish(RunDirectory(tmp_path), done)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith(f", {words}, on cpu")
+    assert lines[1] == f"completed {words} in 5.0s"
+    assert view.log[-1].text == f"run completed after {words}"
+
+
+def test_every_says_how_often_a_step_is_told(launch):
+    handle = launch("trouble")
+    drain(handle)
+    handle.wait_exit(30)
+    told = []
+    for seconds in ("0", "3600"):
+        command = [*ENGINE, "attach", handle.run.id, "--every", seconds]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+        told.append([line for line in done.stderr.splitlines() if re.match(r"step \d+ of 5, loss", line)])
+    every, few = told
+    assert {line.split(",")[0] for line in every} == {f"step {n} of 5" for n in range(1, 6)}
+    assert len(few) < len(every)
+    assert few[-1].startswith("step 5 of 5")
 
 
 def in_terminal(*arguments, until=None, press=b""):
