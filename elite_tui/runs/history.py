@@ -81,9 +81,17 @@ class Table:
 
     def total(self, name: str) -> float | None:
         """Returns the sum over all appended rows of an averaged column; None if all are missing."""
+        known = self._weighted(name)
+        return sum(mean * rows for mean, rows in known) if known else None
+
+    def mean(self, name: str) -> float | None:
+        """Returns the mean over all appended rows of an averaged column that have it; None if none has."""
+        known = self._weighted(name)
+        return sum(mean * rows for mean, rows in known) / sum(rows for _, rows in known) if known else None
+
+    def _weighted(self, name: str) -> list[tuple[float, float]]:
         pairs = zip(self._columns[mean_of(name)], self._columns[ROWS], strict=True)
-        known = [mean * rows for mean, rows in pairs if math.isfinite(mean)]
-        return sum(known) if known else None
+        return [(mean, rows) for mean, rows in pairs if math.isfinite(mean)]
 
     @property
     def appended(self) -> int:

@@ -240,8 +240,8 @@ def _work(run: OpenRun) -> list[Figure]:
 
 def _step_seconds(view: RunView) -> float | None:
     """Returns the mean of the latest steps; once a run has ended, that of all, as its result says it."""
-    every = view.history.steps.known("seconds")
-    return sum(every) / len(every) if view.ended and every else view.eta.step_seconds
+    whole = view.history.steps.mean("seconds") if view.ended else None
+    return whole if whole is not None else view.eta.step_seconds
 
 
 def _tokens(view: RunView) -> float | None:
@@ -282,11 +282,7 @@ def _memory(run: OpenRun) -> list[Figure]:
     rows: list[Figure] = []
     if step is None and not run.view.ended:
         planned = (("GPU peak", 2, planned_gpu(run)), ("RAM", 3, planned_host(run)))
-        return [
-            (rank, name, (f"{bytes_in_words(size)} planned", f"{bytes_in_words(size)} plan"))
-            for name, rank, size in planned
-            if size
-        ]
+        return [(rank, name, _planned_words(size)) for name, rank, size in planned if size]
     done = run.view.finished
     gpu, host, name = step.gpu_peak if step else None, step.host_used if step else None, "RAM"
     if done is not None:

@@ -118,7 +118,7 @@ def foreseen(run: RunView, report: RunReport | None) -> list[Content]:
     done, started = run.finished, run.started
     steps = run.history.steps
     seconds, count = steps.total("seconds"), steps.appended
-    mean = seconds / count if seconds is not None else None
+    mean = steps.mean("seconds")
     gpu = (
         done.gpu_peak if done is not None and done.gpu_peak is not None else max(steps.known("gpu_peak"), default=None)
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +15,13 @@ from elite_tui.format.figures import printable
 from elite_tui.plot.picture import Scale, draw
 from elite_tui.plot.series import Series, values
 from elite_tui.plot.smoothing import Smoother
-from elite_tui.runs.history import ROWS, RunHistory, Table, mean_of
+from elite_tui.runs.history import ROWS, X_AXES, RunHistory, Table, mean_of
+from elite_tui.runs.open_runs import OpenRun
+from elite_tui.runs.panels import figures
+from elite_tui.runs.result_panels import foreseen
 from elite_tui.runs.view import LONGEST_TEXT, RunView
 from elite_tui.widgets.line_pane import LinePane
-from engine.protocol import Envelope, EvalCompleted, LogLine, RunStarted, StepCompleted, WarningRaised
+from engine.protocol import Envelope, EvalCompleted, LogLine, RunFinished, RunStarted, StepCompleted, WarningRaised
 
 
 def filled(numbers, most=64):
@@ -89,6 +94,23 @@ def completed(step, **more):
     return StepCompleted(
         step=step, total_steps=99, epoch=0.1, loss=1.0, lr=1.0, grad_norm=None, tokens=1, tokens_per_second=1.0, **more
     )
+
+
+def test_a_long_run_s_step_time_is_the_mean_of_all_its_steps_in_monitor_and_result():
+    """Pauses are rare: the mean of the lowest and the highest of many steps is far from that of all."""
+    count, pauses = 6_000, range(10, 3_000, 100)
+    run = OpenRun(key="k", path=Path("/r"))
+    history = run.view.history
+    history.steps = Table(
+        *("step", "tokens", "time", "seconds", "gpu_peak", "host_used"), axes=X_AXES, averaged=("seconds",), most=512
+    )
+    history.begin(0.0)
+    for number in range(1, count + 1):
+        history.step_completed(completed(number, seconds=101.0 if number in pauses else 1.0), float(number))
+    run.view.finished = RunFinished(status="completed", steps=count, seconds=9_000.0)
+    assert 1.0 + 100.0 * len(pauses) / count == 1.5
+    assert any(re.fullmatch(r"step time +1\.5s", line.plain.strip()) for line in figures(run, (60, 40)))
+    assert foreseen(run.view, None)[1].plain.split()[:4] == ["a", "step", "n/a", "1.5s"]
 
 
 def test_a_rollback_takes_its_steps_out_of_the_curves():
