@@ -95,7 +95,7 @@ def _next_section(path: str) -> str:
 def _value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return "[]" if value == [] else str(value)
+    return '""' if value == "" else str(value)
 
 
 def _cell(text: str) -> str:

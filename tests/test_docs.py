@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -35,3 +40,23 @@ def test_links_and_named_files_exist(page):
     assert all((page.parent / target).exists() for target in targets)
     named = re.findall(r"`((?:docs|benchmarks|assets|recipes|scripts)/[\w./-]+)`", text)
     assert all((ROOT / name).exists() for name in named), named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_cell_of_a_table_is_empty_code(page):
+    """Markdown shows two backticks with nothing between them as they are."""
+    assert not re.search(r"\| `` \|", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_extras_that_an_install_line_names_exist(page):
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    text = page.read_text(encoding="utf-8")
+    named = {
+        extra.strip()
+        for brackets in re.findall(r"(?:\.whl\)|elite-tui|'\.)\[([\w,-]+)\]", text)
+        for extra in brackets.split(",")
+    }
+    assert named <= declared.keys()
+    if page in (ROOT / "README.md", ROOT / "docs" / "installation.md"):
+        assert {"gpu", "serve", "llama"} <= named
