@@ -1,4 +1,4 @@
-"""Tells what a run achieved: perplexity before and after, its interval, and how sure the change is. Pure functions."""
+"""Formats the finish line of a run: perplexity at both ends, its change, its interval, how sure it is. No I/O."""
 
 from __future__ import annotations
 

@@ -43,9 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
     if not 0 <= seconds <= _A_DAY:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 to {_A_DAY}")
+        raise argparse.ArgumentTypeError(f"{text} is not 0 to {_A_DAY} seconds")
     return seconds
 
 

@@ -73,9 +73,12 @@ def display_options(args: argparse.Namespace, *, notify: bool) -> dict[str, Any]
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < float("inf"):
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds at least 0")
     return value
 
 

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from elite_tui.runs.view import RunView
+from engine.cli import build_parser
 from engine.commands.glance import RunReader, describe, glance
 from engine.commands.plain_display import PlainDisplay, spoken_duration
 from engine.commands.progress_display import TerminalAlert
@@ -149,6 +150,17 @@ def test_every_says_how_often_a_step_is_told(launch):
     assert {line.split(",")[0] for line in every} == {f"step {n} of 5" for n in range(1, 6)}
     assert len(few) < len(every)
     assert few[-1].startswith("step 5 of 5")
+
+
+@pytest.mark.parametrize(("command", "option"), [("attach", "--every"), ("train", "--every"), ("stop", "--timeout")])
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "inf"])
+def test_a_wrong_number_of_seconds_is_said_in_the_user_s_words(capsys, command, option, value):
+    with pytest.raises(SystemExit) as caught:
+        build_parser().parse_args([command, *(["run"] if command == "stop" else []), f"{option}={value}"])
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option}: {value} is not" in last
+    assert "_seconds" not in last
 
 
 def in_terminal(*arguments, until=None, press=b""):
