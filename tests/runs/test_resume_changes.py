@@ -45,3 +45,19 @@ def test_a_run_may_stop_elsewhere(tmp_path):
 
 def test_windows_that_are_alike_may_be_passed_over_more_often(tmp_path):
     assert resumed(tmp_path, None, "--epochs", "5").training.epochs == 5
+
+
+def test_a_file_without_a_name_keeps_that_of_the_run(tmp_path):
+    name = {"output": {"directory": str(tmp_path), "model_name": "shop"}}
+    run = RunDirectory.create(run_config.from_mapping(name))
+    file = tmp_path / "again.yaml"
+    file.write_text("data: {repositories: [/home/me/game]}\n")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, "train")
+    with pytest.raises(EliteError) as caught:
+        resumed_config(run, parser.parse_args(["--config", str(file), "--output", str(tmp_path)]))
+    assert "data.repositories" in str(caught.value)
+    assert "model_name" not in str(caught.value)
+    file.write_text("training: {max_steps: 3}\n")
+    changed = resumed_config(run, parser.parse_args(["--config", str(file), "--output", str(tmp_path)]))
+    assert (changed.output.model_name, changed.training.max_steps) == ("shop", 3)
