@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -36,7 +37,7 @@ def random_model(
 def random_model_of(config: Any, placement: Placement, weights_device: torch.device | None = None) -> PreTrainedModel:
     """Builds a frozen causal language model of a transformers configuration; arguments as in `random_model`."""
     home = weights_device or placement.device
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):  # Gemma's scales are buffers, whose values matter
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=placement.dtype)
     decoder: Any = model.get_decoder()
     if placement.precision == "nf4":
@@ -48,6 +49,8 @@ def random_model_of(config: Any, placement: Placement, weights_device: torch.dev
             if parameter.is_meta:
                 drawn = _draw(parameter, placement).to(home)
                 setattr(module, name, nn.Parameter(drawn, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(home))
     decoder.rotary_emb = type(decoder.rotary_emb)(config).to(home)  # its tables were on the meta device
     keep_tables_exact(model)
     model.tie_weights()
