@@ -21,6 +21,7 @@ import math
 import multiprocessing
 import os
 import random
+import shlex
 import statistics
 import sys
 import tarfile
@@ -369,7 +370,7 @@ def jobs_of(worker: Worker, packages: list[str], seconds: dict[int, float], give
             "short only": schedule.stages[0].context,
         }
         for seed in SEEDS[: 1 if given.small else None]:
-            found[seed].append(Job(package, "growing", seed, small, complete=seed == 0))
+            found[seed].append(Job(package, "growing", seed, small, complete=seed == 0 and given.functions > 0))
             found[seed].append(Job(package, "mixed", seed, small, mixed=True))
             for name, wanted in alike.items():
                 context = min(wanted, max(seconds)) if given.small else wanted
@@ -385,7 +386,8 @@ def jobs_of(worker: Worker, packages: list[str], seconds: dict[int, float], give
                 found[seed] += [Job(package, name, seed, {**small, **settings}) for name, settings in VARIANTS.items()]
     for seed in found:  # completions take longest: they come first
         found[seed].sort(key=lambda job: not job.complete)
-    return [job for seed in sorted(found) for job in found[seed]]
+    asked = {"growing", *given.only}
+    return [job for seed in sorted(found) for job in found[seed] if not given.only or job.variant in asked]
 
 
 def cost(seconds: dict[int, float], length: int) -> float:
@@ -507,7 +509,9 @@ def main() -> int:
     parser.add_argument("--packages", type=Path, required=True, help="archive of one folder a package")
     parser.add_argument("--limit-s", type=float, default=400.0, help="after which no further run is started")
     parser.add_argument("--jobs", type=int, default=10, help="processes")
-    parser.add_argument("--functions", type=int, default=40, help="a package, and twice as many lines")
+    parser.add_argument("--functions", type=int, default=40, help="a package, and twice as many lines; 0 for none")
+    parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="beside growing; all without it")
+    parser.add_argument("--package", nargs="+", default=[], help="all of the archive without it")
     parser.add_argument("--small", action="store_true", help="two packages and two updates a run")
     given = parser.parse_args()
     began = time.time()
@@ -528,10 +532,12 @@ def main() -> int:
 
         model = str(folder / "model")
         pretrained_parts.join(given.parts, Path(model))
-    packages = sorted(path.name for path in (folder / "packages").iterdir())
+    packages = given.package or sorted(path.name for path in (folder / "packages").iterdir())
     packages = list(FACTORS[:1]) if given.small else packages
     arguments = (model, folder, given.functions, 512 if given.small else SCORED_TOKENS, device, 0.9 / (given.jobs + 1))
-    command = f"python benchmarks/evidence_gpu.py OUT.json --limit-s {given.limit_s:g} --jobs {given.jobs}"
+    command = " ".join(
+        ["python benchmarks/evidence_gpu.py OUT.json", *(shlex.quote(Path(word).name) for word in sys.argv[2:])]
+    )
     rows: list[dict[str, Any]] = []
     deadline = began + given.limit_s
     context = multiprocessing.get_context("spawn")
