@@ -15,6 +15,7 @@ from textual.app import App, SystemCommand
 from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
 from elite_tui.client.workers import EngineClient
+from elite_tui.collector import examine_less
 from elite_tui.format.figures import printable
 from elite_tui.generation.controller import GenerationController
 from elite_tui.messages import Changed
@@ -108,6 +109,7 @@ class EliteApp(App[str]):
         return {"muted": DARK.variables["muted"], "faint": DARK.variables["faint"]}
 
     def _begin(self) -> None:
+        examine_less()
         self.client.start(self.controller.disk_path)
         if self._first_screen == "monitor":
             self.run_desk.open(self._runs)
