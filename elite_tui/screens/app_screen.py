@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from rich.cells import cell_len
 from textual import on
 from textual.containers import Horizontal, Vertical
-from textual.events import Resize
+from textual.events import Resize, ScreenResume
 from textual.screen import Screen
-from textual.widgets import Button, Footer
-from textual.widgets._footer import FooterKey
+from textual.widgets import Button
 
 from elite_tui.messages import Changed
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
+from elite_tui.widgets.key_bar import KeyBar
 from elite_tui.widgets.trail import Trail, TrailStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from textual.app import ComposeResult
+    from textual.geometry import Size
     from textual.widget import Widget
 
     from elite_tui.generation.controller import GenerationController
@@ -30,42 +30,8 @@ if TYPE_CHECKING:
     from elite_tui.wizard.draft_controller import DraftController
 
 EVERYTHING = frozenset(StatePart)
-HELP, QUIT = "help", "ask_quit"
-KEY_PADDING = 3
-"Columns of a key in the footer beside its name and its label."
 TINY_BELOW, LOW_BELOW = 78, 24
 "Columns and rows under which styles lay a screen out for 60×20, by the classes -tiny and -low."
-
-
-class KeyBar(Footer):
-    """Textual's footer with as many keys as the width holds whole; the help key, which lists all, stands at the end."""
-
-    _composed_for = 0
-    "Width that the shown keys were chosen for."
-
-    def compose(self) -> ComposeResult:
-        """Composes the keys that fit, those of the screen before the global ones; marks the help key for the style."""
-        self._composed_for = self.app.size.width
-        keys = [widget for widget in super().compose() if isinstance(widget, FooterKey)]
-        gap = 0 if self.screen.has_class("-narrow") else 1
-        room = self.app.size.width - sum(_width(key, gap) for key in keys if key.action in (HELP, QUIT)) - 1
-        for key in keys:
-            if key.action == HELP:
-                key.add_class("-help")
-            elif key.action != QUIT:
-                room -= _width(key, gap)
-                if room < 0:
-                    continue
-            yield key
-
-    def on_resize(self) -> None:
-        """Chooses the keys for another width."""
-        if self._composed_for != self.app.size.width:
-            self.refresh(recompose=True)
-
-
-def _width(key: FooterKey, gap: int) -> int:
-    return cell_len(key.key_display) + cell_len(key.description) + KEY_PADDING + gap
 
 
 class Elite(Protocol):
@@ -101,6 +67,7 @@ class AppScreen(Watching, Screen[None]):
     """One screen. Subclasses compose its content (`compose_body`) and draw it from the state (`show`)."""
 
     ROOM: ClassVar[str]
+    _entered = False
 
     def __init__(self, elite: Elite) -> None:
         super().__init__()
@@ -109,10 +76,12 @@ class AppScreen(Watching, Screen[None]):
 
     def compose(self) -> ComposeResult:
         """Composes trail, content and footer."""
+        # Before the first layout, so that nothing is laid out and drawn for another size first.
+        self._mark_size(self.app.size)
         yield Trail(self.ROOM, has_run=self.state.run is not None, simulated=self.state.simulated)
         with Vertical(id="content"):
             yield from self.compose_body()
-        yield KeyBar(show_command_palette=False)
+        yield KeyBar()
 
     def compose_body(self) -> Iterable[Widget]:
         """Yields the screen's widgets."""
@@ -122,15 +91,37 @@ class AppScreen(Watching, Screen[None]):
         """Draws the widgets that depend on changed parts of the state; on entry, all parts count as changed."""
         raise NotImplementedError
 
+    def enter(self) -> None:
+        """Focuses a widget and requests what the screen needs, once everything is drawn."""
+
     def on_mount(self) -> None:
-        """Draws everything once."""
+        """Draws everything once. Subclasses override `enter`: Textual calls the `on_mount` of each class itself."""
         self.show(EVERYTHING)
+        self.enter()
+
+    def on_screen_resume(self, event: ScreenResume) -> None:
+        """Spares the first entry the styles, which mounting has just applied to every widget.
+
+        All but a row's own for the field that is focused in it, which was mounted after the row.
+        """
+        event.refresh_styles = self._entered
+        self._entered = True
+        for node in self.focused.ancestors if self.focused is not None else ():
+            if isinstance(node, FieldRow):
+                node.update_node_styles()
 
     @on(Resize)
-    def _mark_size(self, event: Resize) -> None:
-        """Marks small terminals for the styles, beside the breakpoints of the app."""
-        self.set_class(event.size.width < TINY_BELOW, "-tiny")
-        self.set_class(event.size.height < LOW_BELOW, "-low")
+    def _resized(self, event: Resize) -> None:
+        self._mark_size(event.size)
+
+    def _mark_size(self, size: Size) -> None:
+        """Marks the terminal's size for the styles: the breakpoints of the app, and those of small terminals."""
+        marks = {"-tiny": size.width < TINY_BELOW, "-low": size.height < LOW_BELOW}
+        breakpoints = ((self.app.HORIZONTAL_BREAKPOINTS, size.width), (self.app.VERTICAL_BREAKPOINTS, size.height))
+        for steps, cells in breakpoints:
+            reached = max((at for at, _ in steps or [] if cells >= at), default=0)
+            marks |= {name: at == reached for at, name in steps or []}
+        self.update_classes(marks, animate=False)
 
     @on(Changed)
     def _changed(self, message: Changed) -> None:

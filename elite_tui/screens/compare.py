@@ -45,9 +45,8 @@ class CompareScreen(ChartScreen):
         yield LineChart(id="chart")
         yield DataTable(id="table", cursor_type="row", cell_padding=1)
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Focuses the table, which scrolls."""
-        super().on_mount()
         self.query_one(DataTable).focus()
 
     def show(self, changed: Parts) -> None:

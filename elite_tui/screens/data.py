@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import on
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.widgets import Button, Static
+from textual.widgets import Button
 
 from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format import data as data_words
@@ -16,6 +16,7 @@ from elite_tui.format.layout import line_bar
 from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
+from elite_tui.widgets.text_block import TextBlock
 from engine.config import field_spec
 
 if TYPE_CHECKING:
@@ -51,22 +52,21 @@ class DataScreen(WizardScreen):
         with Horizontal(id="asked"):
             for path, label in LABELS.items():
                 yield FieldRow(field_spec(path), self.state.draft, label=label)
-        yield Static(id="summary", markup=False)
+        yield TextBlock(id="summary")
         with VerticalScroll(id="report", can_focus=True):
             with Vertical(id="left"):
-                yield Static(id="in", classes="part", markup=False)
-                yield Static(id="windows", classes="part", markup=False)
+                yield TextBlock(id="in", classes="part")
+                yield TextBlock(id="windows", classes="part")
             with Vertical(id="right"):
-                yield Static(id="out", classes="part", markup=False)
-                yield Static(id="secrets", classes="part", markup=False)
+                yield TextBlock(id="out", classes="part")
+                yield TextBlock(id="secrets", classes="part")
                 yield FieldRow(field_spec(ALLOWED), self.state.draft, label="no secrets:")
-                yield Static(id="twins", classes="part", markup=False)
-            yield Static(id="footnote", markup=False)
+                yield TextBlock(id="twins", classes="part")
+            yield TextBlock(id="footnote")
         yield self.steps(Button("Stop reading", id="stop", compact=True))
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Builds the dataset on entry, unless it exists for these settings."""
-        super().on_mount()
         self.query_one("#report").focus()
         if self.state.data.value is None and not self.state.data.loading:
             self.elite.controller.read_data()
@@ -79,7 +79,7 @@ class DataScreen(WizardScreen):
         problems = state.problems()
         for row in self.query(FieldRow):
             row.show(problems.get(row.spec.path))
-        self.query_one("#summary", Static).update(self._summary())
+        self.query_one("#summary", TextBlock).update(self._summary())
         self.query_one("#stop").display = state.data.loading
         self.refresh_bindings()
         report = state.data.value
@@ -101,7 +101,7 @@ class DataScreen(WizardScreen):
             "footnote": data_words.footnote(report),
         }
         for name, content in parts.items():
-            self.query_one(f"#{name}", Static).update(content)
+            self.query_one(f"#{name}", TextBlock).update(content)
 
     def _summary(self) -> Content:
         """Formats the dataset in one line, the progress of reading, or the error."""

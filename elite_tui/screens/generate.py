@@ -63,9 +63,8 @@ class GenerateScreen(AppScreen):
                     with VerticalScroll(can_focus=True):
                         yield Static(id=f"text-{side}", markup=False)
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Focuses the prompt."""
-        super().on_mount()
         self.query_one("#prompt").focus()
 
     def on_unmount(self) -> None:

@@ -15,6 +15,7 @@ from elite_tui.format.machine import inventory, libraries, measured
 from elite_tui.format.meters import devices, draw
 from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
+from elite_tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,20 +38,19 @@ class HardwareScreen(WizardScreen):
         with VerticalScroll(id="machine", can_focus=True):
             with Vertical(id="live"):
                 yield Static("Now", classes="section", markup=False)
-                yield Static("waiting for the first reading …", id="levels", markup=False)
+                yield TextBlock("waiting for the first reading …", id="levels")
                 yield Static("Measured", classes="section", markup=False)
-                yield Static(id="measured", markup=False)
+                yield TextBlock(id="measured")
                 yield Button("Measure this machine", id="measure", compact=True)
             with Vertical(id="known"):
                 yield Static("Machine", classes="section", markup=False)
-                yield Static(id="inventory", markup=False)
+                yield TextBlock(id="inventory")
                 yield Static("Libraries", classes="section", markup=False)
-                yield Static(id="libraries", markup=False)
+                yield TextBlock(id="libraries")
         yield self.steps()
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Focuses the scrolling part."""
-        super().on_mount()
         self.query_one("#machine").focus()
 
     def show(self, changed: Parts) -> None:
@@ -63,15 +63,15 @@ class HardwareScreen(WizardScreen):
         found = state.machine
         if found.error is not None:
             refusal = Content.assemble(("✗ ", "$text-error"), printable(str(found.error)))
-            self.query_one("#inventory", Static).update(refusal)
+            self.query_one("#inventory", TextBlock).update(refusal)
         elif found.value is None:
-            self.query_one("#inventory", Static).update(Content.styled("looking …", "$muted"))
+            self.query_one("#inventory", TextBlock).update(Content.styled("looking …", "$muted"))
         else:
             width = max(30, self.query_one("#known").content_size.width)
-            self.query_one("#inventory", Static).update(inventory(found.value, width))
-            self.query_one("#libraries", Static).update(libraries(found.value, width))
+            self.query_one("#inventory", TextBlock).update(inventory(found.value, width))
+            self.query_one("#libraries", TextBlock).update(libraries(found.value, width))
         width = max(40, self.query_one("#live").content_size.width)
-        self.query_one("#measured", Static).update(measured(found.value, state.profile, state.measuring, width))
+        self.query_one("#measured", TextBlock).update(measured(found.value, state.profile, state.measuring, width))
         button = self.query_one("#measure", Button)
         button.label = "Stop measuring" if state.profile.loading else "Measure this machine"
         self.refresh_bindings()
@@ -82,7 +82,7 @@ class HardwareScreen(WizardScreen):
         if found:
             width = max(40, self.query_one("#live").content_size.width)
             blocks = [draw(device, width) for device in found]
-            self.query_one("#levels", Static).update(Content("\n\n").join(blocks))
+            self.query_one("#levels", TextBlock).update(Content("\n\n").join(blocks))
 
     def on_resize(self) -> None:
         """Lays out for the new width."""

@@ -81,9 +81,8 @@ class MonitorScreen(RunCommands, ChartScreen):
                 yield EventList(id="events")
         yield LineInput(id="search", placeholder="show only lines that hold … (esc shows all)", compact=True)
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Focuses the log, which scrolls."""
-        super().on_mount()
         self.query_one(LogPane).focus()
 
     def on_resize(self) -> None:

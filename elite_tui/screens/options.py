@@ -17,6 +17,7 @@ from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.optimization_list import OptimizationList
 from elite_tui.widgets.option_form import OptionForm
+from elite_tui.widgets.text_block import TextBlock
 from elite_tui.wizard.draft import PROJECT_FIELDS
 from elite_tui.wizard.presets import PRESETS
 from engine.errors import EliteError
@@ -46,7 +47,8 @@ class OptionsScreen(WizardScreen):
 
     def compose_body(self) -> Iterable[Widget]:
         """Composes the verdict, the presets, the list with its details, and the form that replaces them."""
-        yield Static(id="verdict", markup=False)
+        self.set_class(self._shows_fields, "-fields", update=False)
+        yield TextBlock(id="verdict")
         with Vertical(id="switches"):
             with Horizontal(id="presets"):
                 yield Static("Presets", classes="label", markup=False)
@@ -57,14 +59,12 @@ class OptionsScreen(WizardScreen):
             with Horizontal(id="split"):
                 yield OptimizationList(id="optimizations")
                 with VerticalScroll(id="about", can_focus=False):
-                    yield Static(id="detail", markup=False)
+                    yield TextBlock(id="detail")
         yield Vertical(id="fields")
         yield self.steps()
 
-    def on_mount(self) -> None:
-        """Restores the last view; opens the form if a field has a problem."""
-        self.set_class(self._shows_fields, "-fields")
-        super().on_mount()
+    def enter(self) -> None:
+        """Mounts the form where it is the last view or a field has a problem; focuses the list otherwise."""
         if self._shows_fields:
             self.call_after_refresh(self._mount_form)
         else:
@@ -94,7 +94,7 @@ class OptionsScreen(WizardScreen):
             states = {state.id: state for state in plans.states}
             self.query_one(OptimizationList).show(optimizations(), states)
             self._show_detail()
-        self.query_one("#verdict", Static).update(self._verdict())
+        self.query_one("#verdict", TextBlock).update(self._verdict())
         self.refresh_bindings()
 
     # --- the verdict ---------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ class OptionsScreen(WizardScreen):
             if (paper := papers().get(arxiv)) is not None
         }
         width = max(30, self.query_one("#about").content_size.width - 1)
-        self.query_one("#detail", Static).update(detail(*rows[name], rows, cited, width))
+        self.query_one("#detail", TextBlock).update(detail(*rows[name], rows, cited, width))
 
     @on(OptionList.OptionSelected)
     def _selected(self, event: OptionList.OptionSelected) -> None:

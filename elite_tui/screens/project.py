@@ -26,6 +26,7 @@ from elite_tui.screens.app_screen import EVERYTHING, WizardScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.recent_list import RecentList
+from elite_tui.widgets.text_block import TextBlock
 from elite_tui.wizard.draft import PROJECT_FIELDS, text_of
 from elite_tui.wizard.facts import LanguageShare, RepositoryFacts
 from elite_tui.wizard.recent import remember
@@ -67,20 +68,19 @@ class ProjectScreen(WizardScreen):
             with Vertical(id="asked"):
                 with VerticalScroll(id="form", can_focus=False):
                     yield Static("Fine-tune a code model on your own repository", classes="title", markup=False)
-                    yield Static(id="pitch", classes="muted", markup=False)
+                    yield TextBlock(id="pitch", classes="muted")
                     for path, label in PROJECT_FIELDS.items():
                         suggester = FolderSuggester() if path in ("data.repositories", "output.directory") else None
                         yield FieldRow(field_spec(path), self.state.draft, label=label, suggester=suggester)
                 yield RecentList(id="recent")
             with VerticalScroll(id="facts", can_focus=False):
-                yield Static(id="repository", markup=False)
-                yield Static(id="fits", markup=False)
+                yield TextBlock(id="repository")
+                yield TextBlock(id="fits")
         yield self.steps(back=False)
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Focuses the first field; loads the catalogue after the first frame."""
-        super().on_mount()
-        self.query_one("#pitch", Static).update("Choose what to train on; the next screens plan it.")
+        self.query_one("#pitch", TextBlock).update("Choose what to train on; the next screens plan it.")
         self.query_one(FieldRow).control.focus()
         self.call_after_refresh(self._read_models)
 
@@ -103,8 +103,8 @@ class ProjectScreen(WizardScreen):
             note = self._model_note() if row.spec.path == "model.name" else ""
             row.show(problems.get(row.spec.path), note)
         width = max(30, self.query_one("#facts").content_size.width - 1)
-        self.query_one("#repository", Static).update(self._repository(width))
-        self.query_one("#fits", Static).update(what_fits(self.state))
+        self.query_one("#repository", TextBlock).update(self._repository(width))
+        self.query_one("#fits", TextBlock).update(what_fits(self.state))
 
     def _model_note(self) -> str:
         spec = self._models.get(str(self.state.draft.get("model.name")))

@@ -15,6 +15,7 @@ from elite_tui.runs.function_diffs import AT_ONCE, function_diffs
 from elite_tui.screens.app_screen import AppScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.choice_bar import Choice, ChoiceBar
+from elite_tui.widgets.text_block import TextBlock
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,39 +52,38 @@ class ResultScreen(AppScreen):
     def compose_body(self) -> Iterable[Widget]:
         """Composes the verdict, the finish line, what to do with the result, functions, cost, places and commands."""
         with VerticalScroll(id="result", can_focus=True):
-            yield Static(id="verdict", markup=False)
-            yield Static(id="finish-title", classes="section", markup=False)
+            yield TextBlock(id="verdict")
+            yield TextBlock(id="finish-title", classes="section")
             with Horizontal(id="finish"):
                 for name, label in (("before", "base model"), ("after", "fine-tuned")):
                     if name == "after":
-                        yield Static("\n──▶", id="arrow", markup=False)
+                        yield TextBlock("\n──▶", id="arrow")
                     with Vertical(classes="figure"):
                         yield Digits(id=name)
                         yield Static(label, classes="muted", markup=False)
-                yield Static(id="change", markup=False)
+                yield TextBlock(id="change")
             yield ChoiceBar(id="do")
-            yield Static(id="use", markup=False)
-            yield Static(id="compile-rate", markup=False)
+            yield TextBlock(id="use")
+            yield TextBlock(id="compile-rate")
             yield Static(
                 "Functions that it never saw, completed: - in the file only, + written instead",
                 id="functions-title",
                 classes="section",
                 markup=False,
             )
-            yield Static(id="functions", markup=False)
+            yield TextBlock(id="functions")
             with Horizontal(classes="pair"):
                 with Vertical(classes="half"):
                     yield Static("What it cost", classes="section", markup=False)
-                    yield Static(id="foreseen", markup=False)
+                    yield TextBlock(id="foreseen")
                 with Vertical(classes="half"):
                     yield Static("Where it is", classes="section", markup=False)
-                    yield Static(id="paths", markup=False)
+                    yield TextBlock(id="paths")
             yield Static("Commands", classes="section", markup=False)
-            yield Static(id="next", markup=False)
+            yield TextBlock(id="next")
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Focuses the page, which scrolls; reads the run's folder once the run is known."""
-        super().on_mount()
         self.query_one("#result").focus()
         self.elite.run_desk.ask_report()
 
@@ -115,7 +115,7 @@ class ResultScreen(AppScreen):
             self._show_lines(name, lines)
 
     def _show_lines(self, name: str, lines: Sequence[Content]) -> None:
-        widget = self.query_one(f"#{name}", Static)
+        widget = self.query_one(f"#{name}", TextBlock)
         widget.display = bool(lines)
         widget.update(Content("\n").join(lines))
 
@@ -126,10 +126,10 @@ class ResultScreen(AppScreen):
         for figure in self.query(".figure"):
             figure.display = line is not None
         title = "Perplexity" if line is None else f"Perplexity of {line.sample}"
-        self.query_one("#finish-title", Static).update(
+        self.query_one("#finish-title", TextBlock).update(
             Content.assemble(title, ("  lower is better", "not bold $muted") if line is not None else "")
         )
-        change = self.query_one("#change", Static)
+        change = self.query_one("#change", TextBlock)
         if line is None:
             change.update(result_panels.not_scored(run))
             return

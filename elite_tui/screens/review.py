@@ -14,6 +14,7 @@ from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, printable
 from elite_tui.screens.app_screen import WizardScreen
 from elite_tui.state_part import Parts, StatePart
+from elite_tui.widgets.text_block import TextBlock
 from elite_tui.wizard.checks import in_words, verdict
 from elite_tui.wizard.draft import PROJECT_FIELDS
 from engine import config
@@ -44,8 +45,8 @@ class ReviewScreen(WizardScreen):
 
     def compose_body(self) -> Iterable[Widget]:
         """Composes the verdict and cost, the pre-flight rows beside the run's files, and the start button."""
-        yield Static(id="verdict", markup=False)
-        yield Static(id="cost", markup=False)
+        yield TextBlock(id="verdict")
+        yield TextBlock(id="cost")
         with Horizontal(id="views"):
             for view, label in VIEWS.items():
                 yield Button(label, id=f"view-{view}", compact=True)
@@ -53,18 +54,17 @@ class ReviewScreen(WizardScreen):
             yield hours_select(self.state.draft.get("training.hours"))
         with Horizontal(id="split"):
             with VerticalScroll(id="checks", can_focus=True):
-                yield Static(id="rows", markup=False)
+                yield TextBlock(id="rows")
             with VerticalScroll(id="yaml", classes="file", can_focus=True):
-                yield Static(id="text", markup=False)
+                yield TextBlock(id="text")
             with VerticalScroll(id="deepspeed", classes="file", can_focus=True):
-                yield Static(id="deepspeed-text", markup=False)
+                yield TextBlock(id="deepspeed-text")
         with Horizontal(classes="buttons"):
             yield Button("Back", id="back", compact=True)
             yield Button("Start training", id="start", variant="primary", compact=True, disabled=True)
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Runs the checks on entry, unless nothing has changed since the last ones."""
-        super().on_mount()
         self._open(self.state.draft.kept(VIEW) or "checks")
         self.elite.controller.ask_preflight()
         if not (self.state.checks.done or self.state.checks.running):
@@ -76,13 +76,13 @@ class ReviewScreen(WizardScreen):
             return
         state = self.state
         problems = state.problems()
-        self.query_one("#verdict", Static).update(self._verdict(len(problems)))
-        self.query_one("#cost", Static).update(cost(state))
+        self.query_one("#verdict", TextBlock).update(self._verdict(len(problems)))
+        self.query_one("#cost", TextBlock).update(cost(state))
         width = self.query_one("#checks").content_size.width or self.size.width - 4
-        self.query_one("#rows", Static).update(in_words(state.checks, max(30, width - 1)))
+        self.query_one("#rows", TextBlock).update(in_words(state.checks, max(30, width - 1)))
         if changed != {StatePart.CHECKS}:
-            self.query_one("#text", Static).update(annotated_yaml(yaml_text(state), problems))
-            self.query_one("#deepspeed-text", Static).update(Content(deepspeed_text(state)))
+            self.query_one("#text", TextBlock).update(annotated_yaml(yaml_text(state), problems))
+            self.query_one("#deepspeed-text", TextBlock).update(Content(deepspeed_text(state)))
         ready = self._ready
         start = self.query_one("#start", Button)
         if start.disabled and ready:

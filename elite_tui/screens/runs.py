@@ -138,9 +138,8 @@ class RunsScreen(AppScreen):
         yield LineInput(id="filter", placeholder="words of the name, model or status (esc shows all)", compact=True)
         yield RunTable(id="runs", cursor_type="row", cell_padding=1, zebra_stripes=False)
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Reads the list on entry."""
-        super().on_mount()
         self.query_one(RunTable).focus()
         if not self.state.runs.loading:
             self.elite.run_desk.ask_runs()

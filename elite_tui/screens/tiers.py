@@ -18,6 +18,7 @@ from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.breakdown import Breakdown, Limit, bars, sums
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.line_input import LineInput
+from elite_tui.widgets.text_block import TextBlock
 from elite_tui.widgets.tier_table import TierTable
 from elite_tui.wizard.what_if import FIELDS, WhatIf, key_of
 from engine.config import field_spec
@@ -71,25 +72,24 @@ class TiersScreen(WizardScreen):
                 for name in FIELDS:
                     yield Static(WHAT_IF_LABELS[name], classes="small", markup=False)
                     yield LineInput(draft.kept(key_of(name)), id=f"what-if-{name}", compact=True, select_on_focus=False)
-        yield Static(id="choice", markup=False)
+        yield TextBlock(id="choice")
         with Horizontal(id="split"):
             with Vertical(id="left"):
                 yield TierTable(id="tiers")
                 with VerticalScroll(id="aside", can_focus=False):
-                    yield Static(id="ways-aside", markup=False)
-                    yield Static(id="time-aside", markup=False)
+                    yield TextBlock(id="ways-aside")
+                    yield TextBlock(id="time-aside")
             with VerticalScroll(id="sum", can_focus=True):
-                yield Static(id="title", markup=False)
+                yield TextBlock(id="title")
                 yield Breakdown(bars, id="bars")
-                yield Static(id="verdict", markup=False)
-                yield Static(id="ways", markup=False)
+                yield TextBlock(id="verdict")
+                yield TextBlock(id="ways")
                 yield Breakdown(sums, id="breakdown")
-                yield Static(id="time", markup=False)
+                yield TextBlock(id="time")
         yield self.steps()
 
-    def on_mount(self) -> None:
+    def enter(self) -> None:
         """Puts the cursor on the chosen tier; loads the catalogues after the first frame."""
-        super().on_mount()
         self.query_one(TierTable).focus()
         self.call_after_refresh(self._suggest)
 
@@ -107,7 +107,7 @@ class TiersScreen(WizardScreen):
             return
         state = self.state
         plans = state.shown_plans
-        self.query_one("#choice", Static).update(self._choice())
+        self.query_one("#choice", TextBlock).update(self._choice())
         problems = state.problems()
         for row in self.query(FieldRow):
             row.show(problems.get(row.spec.path))
@@ -120,7 +120,8 @@ class TiersScreen(WizardScreen):
                 table.focus()
         if plans is not None:
             table.fill(plans, state.draft.get("training.tier"))
-            self._show_row(table.cursor_row)
+            if table.row_count:  # filled once it is laid out, which highlights a row
+                self._show_row(table.cursor_row)
         self.refresh_bindings()
 
     def _show_placeholders(self) -> None:
@@ -198,8 +199,8 @@ class TiersScreen(WizardScreen):
         words = verdict(plan, epochs, recommended=plan.tier == plans.table.recommended)
         words.append(costs(plan, epochs, can_probe=plan.fits and bool(self.check_action("probe", ()))))
         words += probed(plan, self.state.probe, self.state.measuring)
-        self.query_one("#title", Static).update(title(plan))
-        self.query_one("#verdict", Static).update(Content("\n").join(words))
+        self.query_one("#title", TextBlock).update(title(plan))
+        self.query_one("#verdict", TextBlock).update(Content("\n").join(words))
         machine, usable = plans.machine, plans.usable
         limits = {
             "gpu": Limit(total=machine.gpus[0].memory_total if machine.gpus else None, usable=usable.gpu),
@@ -210,14 +211,14 @@ class TiersScreen(WizardScreen):
             breakdown.show(plan.parts, limits)
         width = self.query_one("#left" if self.size.width >= ASIDE_FROM else "#sum").content_size.width
         for name in ("#time", "#time-aside"):
-            self.query_one(name, Static).update(time_sum(plan.time, max(40, width - 2)))
+            self.query_one(name, TextBlock).update(time_sum(plan.time, max(40, width - 2)))
         self._show_ways(plan, plans)
 
     def _show_ways(self, plan: TierPlan, plans: Plans) -> None:
         """Shows the changes with which a row fits; asks the planner once per row that does not."""
         ways = self.state.ways
         for name in ("#ways", "#ways-aside"):
-            self.query_one(name, Static).set_class(plan.fits, "-nothing")
+            self.query_one(name, TextBlock).set_class(plan.fits, "-nothing")
         if plan.fits:
             return
         asked = (plans, plan.context)
@@ -227,7 +228,7 @@ class TiersScreen(WizardScreen):
             self.elite.controller.ask_ways(plans, plan.context)
         words = ways_in_words(plan, ways)
         for name in ("#ways", "#ways-aside"):
-            self.query_one(name, Static).update(words)
+            self.query_one(name, TextBlock).update(words)
 
     _ways_of: tuple[Plans, int] | None = None
     "Table and context of the latest request for remedies."

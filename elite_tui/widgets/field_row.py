@@ -16,6 +16,7 @@ from textual.widgets import Input, Select, Static
 
 from elite_tui.format.figures import printable
 from elite_tui.widgets.line_input import LineInput
+from elite_tui.widgets.text_block import TextBlock
 from elite_tui.wizard.draft import text_of
 from engine.config.description import FieldSpec
 
@@ -86,10 +87,10 @@ class FieldRow(Vertical):
                     suggester=self._suggester,
                     select_on_focus=False,
                 )
-        yield Static(classes="note", markup=False)
+        yield TextBlock(self._note_text(), classes="note")
 
     def on_mount(self) -> None:
-        """Draws the note."""
+        """Marks a field with a problem."""
         self._draw()
 
     @property
@@ -110,17 +111,17 @@ class FieldRow(Vertical):
         control.value = text if isinstance(control, Input) else text or text_of(self.spec.default)
 
     def _draw(self) -> None:
-        note = self.query_one(".note", Static)
         self.set_class(self._problem is not None, "-wrong")
-        if self._problem is not None:
-            text = Content.assemble(
-                ("✗ ", "$text-error bold"),
-                (printable(self._problem.problem), "$text-error"),
-                (f"; {printable(self._problem.remedy)}", ""),
-            )
-        else:
-            text = Content(printable(self._note or self.spec.description))
-        note.update(text)
+        self.query_one(".note", TextBlock).update(self._note_text())
+
+    def _note_text(self) -> Content:
+        if self._problem is None:
+            return Content(printable(self._note or self.spec.description))
+        return Content.assemble(
+            ("✗ ", "$text-error bold"),
+            (printable(self._problem.problem), "$text-error"),
+            (f"; {printable(self._problem.remedy)}", ""),
+        )
 
     @on(Input.Changed)
     def _typed(self, event: Input.Changed) -> None:
