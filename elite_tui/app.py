@@ -173,6 +173,10 @@ class EliteApp(App[str]):
     def _check_made(self, message: messages.CheckMade) -> None:
         self.controller.check_made(message)
 
+    @on(messages.ModelPlanned)
+    def _model_planned(self, message: messages.ModelPlanned) -> None:
+        self.controller.model_planned(message)
+
     @on(messages.MeasuringProgressed)
     def _measuring_progressed(self, message: messages.MeasuringProgressed) -> None:
         self.state.measuring = message.line

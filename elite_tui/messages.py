@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from elite_tui.runs.followed import News
     from elite_tui.state_part import StatePart
     from elite_tui.wizard.facts import Reading
+    from elite_tui.wizard.remedies import ModelOutlook
     from engine.errors import EliteError
     from engine.hardware.telemetry import Snapshot
     from engine.launch.doctor import Check
@@ -64,6 +65,15 @@ class MeasuringProgressed(Latest):
     """Progress of the current measurement."""
 
     line: str
+
+
+@dataclass
+class ModelPlanned(Message):
+    """The tiers of one model of the catalogue."""
+
+    asked: object
+    "The request that this is of."
+    outlook: ModelOutlook
 
 
 @dataclass

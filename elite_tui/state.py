@@ -48,6 +48,8 @@ class AppState:
     what_if: RemoteData[Plans] = field(default_factory=lambda: RemoteData(StatePart.WHAT_IF))
     "Tiers of the what-if machine."
     models: RemoteData[Sequence[ModelOutlook]] = field(default_factory=lambda: RemoteData(StatePart.MODELS))
+    planned_models: dict[str, ModelOutlook] = field(default_factory=dict)
+    "By name, those of them that are planned while the others are not yet."
     ways: RemoteData[WaysToFit] = field(default_factory=lambda: RemoteData(StatePart.WAYS))
     "Changes with which the context under the cursor fits."
     preflight: RemoteData[RunConfig] = field(default_factory=lambda: RemoteData(StatePart.PREFLIGHT))

@@ -99,13 +99,18 @@ class Engine:
         )
 
     def outlooks(
-        self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None
+        self,
+        mapping: dict[str, dict[str, Any]],
+        machine: Machine,
+        tokens: int | None,
+        progress: Callable[[ModelOutlook], None],
     ) -> Sequence[ModelOutlook]:
-        """Plans the tiers of each model of the catalogue on a machine."""
+        """Plans the tiers of each model of the catalogue on a machine; passes each to `progress` as it is planned."""
         from elite_tui.wizard.remedies import outlooks
         from engine.config import from_mapping
 
-        return outlooks(from_mapping(mapping, source="form"), machine, tuple(self.models().values()), tokens)
+        config = from_mapping(mapping, source="form")
+        return outlooks(config, machine, tuple(self.models().values()), tokens, progress)
 
     def ways_to_fit(
         self, mapping: dict[str, dict[str, Any]], machine: Machine, tokens: int | None, context: int

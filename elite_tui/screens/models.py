@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from elite_tui.state import AppState
     from elite_tui.wizard.controller import WizardController
     from elite_tui.wizard.remedies import ModelOutlook
+    from engine.models.spec import ModelSpec
 
 COLUMNS: tuple[tuple[str, int, bool], ...] = (
     ("model", 0, False),
@@ -47,6 +48,8 @@ class ModelsScreen(Watching, ModalScreen[str]):
         super().__init__()
         self._state = state
         self._controller = controller
+        self._filled: set[str] = set()
+        "Models whose figures stand in the table."
 
     def compose(self) -> ComposeResult:
         """Composes a row per model."""
@@ -62,13 +65,22 @@ class ModelsScreen(Watching, ModalScreen[str]):
             )
 
     def on_mount(self) -> None:
-        """Requests each model's tiers."""
+        """Lists the models at once; requests each one's tiers, which follow one after the other."""
         table = self.query_one(DataTable)
         for heading, from_width, figures in COLUMNS:
             if self.app.size.width >= from_width:
                 table.add_column(Text(heading, justify="right" if figures else "left"), key=heading)
-        table.loading = True
         self._controller.ask_models()
+        plans = self._state.shown_plans
+        if plans is not None:
+            models, planned = self._controller.models(), self._state.planned_models
+            for name, spec in models.items():
+                table.add_row(*self._row(spec, planned.get(name)), key=name)
+            self._filled.update(planned)
+            # Once the table knows its height: before, there is nowhere to scroll to.
+            present = list(models).index(plans.spec.name) if plans.spec.name in models else 0
+            self.call_after_refresh(table.move_cursor, row=present)
+            table.focus()
         self._show()
 
     @on(Changed)
@@ -78,48 +90,49 @@ class ModelsScreen(Watching, ModalScreen[str]):
 
     def _show(self) -> None:
         plans, fetched = self._state.shown_plans, self._state.models
-        about = self.query_one("#about", Static)
+        about, table = self.query_one("#about", Static), self.query_one(DataTable)
         if fetched.error is not None:
             about.update(Content.assemble(("✗ ", "$text-error"), str(fetched.error)))
-            self.query_one(DataTable).loading = False
+            table.clear()
             return
         if plans is None:
             about.update(
                 Content.styled("the tiers are not planned yet: close this and correct what is wrong", "$muted")
             )
-            self.query_one(DataTable).loading = False
             return
+        planned = self._state.planned_models
         words = Content.styled(f"on {machine_in_words(plans)}; predicted, not measured", "$muted")
-        planning = "   planning each of them …" if fetched.loading else ""
-        about.update(words.append(Content.styled(planning, "$text-accent")))
-        if fetched.loading or fetched.value is None:
-            return
-        table = self.query_one(DataTable)
-        table.loading = False
-        table.clear()
-        present = plans.spec.name
-        for projection in fetched.value:
-            cells = self._cells(projection, present)
-            table.add_row(*(cells[str(column.key.value)] for column in table.ordered_columns), key=projection.spec.name)
-        names = [projection.spec.name for projection in fetched.value]
-        # Once the table knows its height: before, there is nowhere to scroll to.
-        self.call_after_refresh(table.move_cursor, row=names.index(present) if present in names else 0)
-        table.focus()
+        progress = f"   planning, {len(planned)} of {table.row_count} …" if fetched.loading else ""
+        about.update(words.append(Content.styled(progress, "$text-accent")))
+        for name in [name for name in planned if name not in self._filled and name in table.rows]:
+            self._filled.add(name)
+            for column, cell in zip(table.ordered_columns, self._row(planned[name].spec, planned[name]), strict=True):
+                table.update_cell(name, column.key, cell, update_width=True)
 
-    def _cells(self, projection: ModelOutlook, present: str) -> dict[str, Text]:
-        spec, best, highest = projection.spec, projection.recommended, projection.highest
+    def _row(self, spec: ModelSpec, outlook: ModelOutlook | None) -> list[Text]:
+        cells = self._cells(spec, outlook)
+        return [cells[str(column.key.value)] for column in self.query_one(DataTable).ordered_columns]
+
+    def _cells(self, spec: ModelSpec, outlook: ModelOutlook | None) -> dict[str, Text]:
+        best, highest = (outlook.recommended, outlook.highest) if outlook is not None else (None, None)
         colours = self.app.theme_variables
-        mark = "●" if spec.name == present else " "
-        style = "" if highest is not None else colours["faint"]
-        nothing = Text("✗ nothing fits", style=colours["error"])
-        slow = Text("✓ slow", style=colours["warning"])
-        tier = Text(f"★ tier {best.tier}, {context_in_words(best.context)}", style=colours["accent"]) if best else slow
+        plans = self._state.shown_plans
+        mark = "●" if plans is not None and spec.name == plans.spec.name else " "
+        style = "" if highest is not None or outlook is None else colours["faint"]
+        if outlook is None:
+            tier = Text("…", style=colours["muted"])
+        elif highest is None:
+            tier = Text("✗ nothing fits", style=colours["error"])
+        elif best is None:
+            tier = Text("✓ slow", style=colours["warning"])
+        else:
+            tier = Text(f"★ tier {best.tier}, {context_in_words(best.context)}", style=colours["accent"])
         return {
             "model": Text(f"{mark} {spec.name}", style=style),
             "parameters": Text(parameters_in_words(spec.parameters), style=style, justify="right"),
             "trained to": Text(context_in_words(spec.max_context), style=style, justify="right"),
             "licence": Text(spec.licence, style=style),
-            "recommended": tier if highest is not None else nothing,
+            "recommended": tier,
             "an epoch": Text(duration_in_words(epoch_seconds(best)) if best else "-", style=style, justify="right"),
             "up to": Text(context_in_words(highest.context) if highest else "-", style=style, justify="right"),
         }

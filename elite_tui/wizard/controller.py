@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from elite_tui.remote_data import RemoteData
     from elite_tui.state import AppState
     from elite_tui.wizard.plans import Plans
+    from elite_tui.wizard.remedies import ModelOutlook
     from engine.models.spec import ModelSpec
     from engine.plan.planner import TierPlan
 
@@ -194,7 +195,18 @@ class WizardController:
         if asked == self._models_of and (state.models.value is not None or state.models.loading):
             return  # seconds of planning, and only the model changed
         self._models_of = asked
-        self._client.ask(state.models, lambda: self._client.engine.outlooks(mapping, machine, tokens))
+        state.planned_models.clear()
+
+        def progress(outlook: ModelOutlook) -> None:
+            self._host.post_message(messages.ModelPlanned(asked, outlook))
+
+        self._client.ask(state.models, lambda: self._client.engine.outlooks(mapping, machine, tokens, progress))
+
+    def model_planned(self, message: messages.ModelPlanned) -> None:
+        """Adds a model's tiers, unless they are of an older request."""
+        if message.asked is self._models_of:
+            self._state.planned_models[message.outlook.spec.name] = message.outlook
+            self._host.tell(StatePart.MODELS)
 
     # --- the data screen: the dataset ------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,9 +52,13 @@ class ModelOutlook:
 
 
 def outlooks(
-    config: RunConfig, machine: Machine, models: Sequence[ModelSpec], tokens: int | None
+    config: RunConfig,
+    machine: Machine,
+    models: Sequence[ModelSpec],
+    tokens: int | None,
+    progress: Callable[[ModelOutlook], None],
 ) -> list[ModelOutlook]:
-    """Plans the tiers of each model with a configuration's other settings.
+    """Plans the tiers of each model with a configuration's other settings; passes each to `progress` as it is planned.
 
     Raises:
         EliteError: DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
@@ -73,6 +77,7 @@ def outlooks(
                 highest=fitting[-1] if fitting else None,
             )
         )
+        progress(found[-1])
     return found
 
 

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from textual.widgets import DataTable, Input, Static
 
+from elite_tui.format.figures import parameters_in_words
 from elite_tui.format.tiers import verdict
 from elite_tui.screens.models import ModelsScreen
 from elite_tui.widgets.breakdown import Limit, bars, stacked_cells, sums
 from elite_tui.wizard.draft import FILE_NAME, Draft
-from elite_tui.wizard.remedies import ways_to_fit, with_ram
+from elite_tui.wizard.remedies import ModelOutlook, ways_to_fit, with_ram
 from elite_tui.wizard.what_if import WhatIf
 from engine import config, errors
 from engine.errors import EliteError
@@ -152,6 +153,43 @@ async def test_the_list_of_models_says_what_each_can_do_and_chooses():
         await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
         await pilot.press("escape")
         assert screen_of(app) == "tiers"
+
+
+async def test_the_list_of_models_stands_at_once_and_takes_keys_while_they_are_planned():
+    class Slow(FixedEngine):
+        def outlooks(self, mapping, machine, tokens, progress):
+            first, *others = self.models().values()
+            progress(ModelOutlook(spec=first, recommended=None, highest=None))
+            assert going_on.wait(60)
+            for spec in others:
+                progress(ModelOutlook(spec=spec, recommended=None, highest=None))
+            return []
+
+    going_on = threading.Event()
+    app = make_app(engine=Slow(gpu_machine()), values=SMALL)
+    names = list(catalogue())
+    async with app.run_test(size=SIZE) as pilot:
+        try:
+            await enter(pilot)
+            await pilot.press("f4")
+            await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
+            table = app.screen.query_one(DataTable)
+            assert [str(key.value) for key in table.rows] == names
+            await until(pilot, lambda: "nothing fits" in str(table.get_cell(names[0], "recommended")))
+            assert str(table.get_cell(names[1], "recommended")) == "…"
+            assert str(table.get_cell(names[1], "parameters")) == parameters_in_words(catalogue()[names[1]].parameters)
+            assert f"1 of {len(names)}" in text_of(app, "#about")
+            await until(pilot, lambda: table.cursor_row == names.index("qwen2.5-coder-1.5b"))
+            table.move_cursor(row=0)
+            await pilot.press("down")
+            await until(pilot, lambda: table.cursor_row == 1)
+            going_on.set()
+            await until(pilot, lambda: "nothing fits" in str(table.get_cell(names[-1], "recommended")))
+            assert table.cursor_row == 1, "the figures leave the cursor where it is"
+            await pilot.press("enter")
+            await until(pilot, lambda: app.state.draft.get("model.name") == names[1])
+        finally:
+            going_on.set()
 
 
 async def test_a_tier_that_does_not_fit_says_what_would():
