@@ -23,6 +23,9 @@ from step_tables import (
 )
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from engine.plan.quantities import format_seconds
 
 
 def chaos_table(name: str = "chaos") -> str:
@@ -72,11 +75,11 @@ def schedules_table() -> str:
     for row in found["rows"]:
         schedule, unlimited, ceiling = row["schedule"], row["unlimited"], row["ceiling"]
         stages, more = _stages(schedule), _stages(unlimited)
-        more = "the same" if more == stages else f"{more}; {_duration(unlimited['seconds'])}"
-        alone = f"tier {ceiling['tier']}: {ceiling['updates_an_epoch']} of {_duration(ceiling['step_seconds'])}"
+        more = "the same" if more == stages else f"{more}; {format_seconds(unlimited['seconds'])}"
+        alone = f"tier {ceiling['tier']}: {ceiling['updates_an_epoch']} of {format_seconds(ceiling['step_seconds'])}"
         lines.append(
             f"| {row['card']} | {row['repository_tokens']:,} | {stages} | "
-            f"{schedule['epochs']:.1f} | {_duration(schedule['seconds'])} | {more} | {alone} |"
+            f"{schedule['epochs']:.1f} | {format_seconds(schedule['seconds'])} | {more} | {alone} |"
         )
     return "\n".join([*lines, "", f"{found['model']}, all of it predicted:", "", f"    {found['command']}"])
 
@@ -84,16 +87,6 @@ def schedules_table() -> str:
 def _stages(schedule: dict) -> str:
     stages = ", then ".join(f"{stage['updates']} on {stage['context'] / 1024:g}K" for stage in schedule["stages"])
     return f"{schedule['updates']}: {stages}"
-
-
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:.1f} h"
-        if seconds >= 5400
-        else f"{seconds / 60:.0f} min"
-        if seconds >= 90
-        else f"{seconds:.0f} s"
-    )
 
 
 def _surroundings(found: dict) -> str:

@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Runs go on when this program ends. `engine --help` lists the commands without a terminal app.",
     )
     parser.add_argument("--version", action="version", version=f"elite-tui {__version__}")
-    parser.add_argument("--repo", metavar="DIR", action="append", help="repository to learn from; may be given again")
+    parser.add_argument("--repo", metavar="DIR", action="append", help="repository to train on; may be given again")
     parser.add_argument("--simulate", metavar="GPU", help="plan for a card that is not here, for example rtx-3060")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     monitor = commands.add_parser("monitor", help="watch a run, live or finished; the newest where none is named")

@@ -35,7 +35,7 @@ def summary(report: DataReport) -> Content:
         (counted(report.files, "file"), "bold"),
         f" · {bytes_in_words(report.bytes)} · ",
         (f"{report.tokens:,} tokens", "bold"),
-        f": {count_in_words(report.train_tokens)} to learn, {count_in_words(held_out.tokens)} "
+        f": {count_in_words(report.train_tokens)} to train on, {count_in_words(held_out.tokens)} "
         f"({percent_in_words(held_out.share)}) in {counted(held_out.files, 'held-out file')}",
     )
 
@@ -129,7 +129,7 @@ def _skipped(row: SkippedRow, roots: Sequence[str], width: int) -> list[Content]
 def secrets(report: DataReport, policy: str, width: int) -> Content:
     """Formats where a key or password was found, by which rule, and what allows it; never the secret itself."""
     found = report.secrets
-    fate = {"mask": "each replaced by a placeholder", "skip": "their files left out", "keep": "learnt as they are"}
+    fate = {"mask": "each replaced by a placeholder", "skip": "their files left out", "keep": "trained on as they are"}
     lines = [_title("Secrets", f"{len(found):,} found, {fate.get(policy, policy)}" if found else "none found")]
     roots = [row.path for row in report.repositories]
     for row in found[:SHOWN]:

@@ -20,6 +20,7 @@ from typing import Any
 from engine.hardware.machine import Machine
 from engine.models.catalogue import find_model
 from engine.plan.planner import TierPlan, plan_context
+from engine.plan.quantities import format_seconds
 from engine.plan.request import PlanRequest
 from engine.whole_file import replace_text
 
@@ -104,7 +105,7 @@ def run_suite(cases: list[Case], folder: Path, notify: Callable[[str], None]) ->
         if path.exists():
             notify(f"{number} of {len(cases)}  {case.name}: measured before")
             continue
-        notify(f"{number} of {len(cases)}  {case.name}, about {case.seconds:,.0f} s")
+        notify(f"{number} of {len(cases)}  {case.name}, about {format_seconds(case.seconds)}")
         began = time.monotonic()
         result = _measure(case)
         result |= {"command": "engine " + " ".join(case.arguments), "wall_seconds": time.monotonic() - began}

@@ -14,7 +14,7 @@ from engine import config as run_config
 from engine.commands.output import print_json
 from engine.commands.run_options import add_run_options, read_run_mapping
 from engine.errors import TRAINING_FAILED
-from engine.plan.quantities import format_bytes
+from engine.plan.quantities import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -75,7 +75,7 @@ def _baseline(args: argparse.Namespace) -> RunConfig:
 def _notify(number: int, total: int, outcome: Outcome) -> None:
     loss = "failed: " + outcome.problem if outcome.problem else f"held-out loss {outcome.held_out_loss:.4f}"
     state = "on" if outcome.on else "off"
-    text = f"{number}/{total} {outcome.id} {state} (seed {outcome.seed}, {outcome.seconds:.0f} s): {loss}"
+    text = f"{number}/{total} {outcome.id} {state} (seed {outcome.seed}, {format_seconds(outcome.seconds)}): {loss}"
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 

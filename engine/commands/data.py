@@ -13,6 +13,7 @@ from engine import config, errors
 from engine.commands.output import print_json
 from engine.data.collect import describe_skipped
 from engine.data.filters import PROBLEMS
+from engine.plan.quantities import counted
 from engine.plan.tiers import tiers
 
 if TYPE_CHECKING:
@@ -157,12 +158,13 @@ def _print_report(report: DataReport) -> None:
     held_out, order = report.held_out, report.order
     console.print(
         f"{report.tokens:,} tokens, {report.bytes / max(report.tokens, 1):.2f} bytes a token; "
-        f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {held_out.files:,} held-out files, "
+        f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {counted(held_out.files, 'held-out file')}, "
         f"{held_out.leak:.1%} of whose runs of six lines are in training files too"
     )
     _print_sources(console, report)
     _print_conversations(console, report)
-    linked = f": {order.imports:,} imports among {order.linked:,} files, {order.backward:,} of them in cycles"
+    among = f"{counted(order.imports, 'import')} among {counted(order.linked, 'file')}"
+    linked = f": {among}, {order.backward:,} of them in cycles"
     console.print(f"order by {order.by}{linked if order.by == 'imports' else ''}; training begins with")
     for name in order.head[:_ORDER_SHOWN]:
         console.print(f"  {name}")
@@ -261,14 +263,14 @@ def _print_left_out(console: Console, report: DataReport) -> None:
     )
     _print_some(
         console,
-        f"kept out {len(report.secrets):,} secret{'s' if len(report.secrets) > 1 else ''}:",
+        f"kept out {counted(len(report.secrets), 'secret')}:",
         [
             f"{secret.file}:{secret.line}: {secret.kind} ({secret.hint}), fingerprint {secret.fingerprint}"
             for secret in report.secrets
         ],
     )
     if report.secrets:
-        console.print("  one that is no secret is learnt with --allow-secret FINGERPRINT")
+        console.print("  --allow-secret FINGERPRINT trains on one that is no secret")
     if report.submodules:
         console.print(f"repositories inside, left out: {', '.join(report.submodules)}")
 

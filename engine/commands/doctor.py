@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from engine import errors
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +72,9 @@ def _show(console: Console, row: Check) -> None:
 def _conclude(console: Console, rows: list[Check], *, quick: bool) -> None:
     count = {status: sum(row.status == status for row in rows) for status in _SIGNS}
     if count["failed"]:
-        console.print(f"{count['failed']} of {len(rows)} checks failed: a run would not get through", style="red")
+        console.print(
+            f"{count['failed']} of {counted(len(rows), 'check')} failed: a run would not get through", style="red"
+        )
     else:
         warnings = f", {count['warning']} to know about" if count["warning"] else ""
         skipped = f"; {count['skipped']} left out" if count["skipped"] else ""

@@ -22,6 +22,8 @@ from engine.protocol import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.runs.run_directory import RunDirectory
 
 
@@ -53,8 +55,10 @@ def describe(event: Event) -> str:
     return one_line(text)
 
 
-def describe_ending(run: RunDirectory, ending: RunFinished | RunFailed) -> list[str]:
-    """Formats the result as lines of safe text."""
+def describe_ending(
+    run: RunDirectory, ending: RunFinished | RunFailed, duration: Callable[[float], str] = format_seconds
+) -> list[str]:
+    """Formats the result as lines of safe text, its time by `duration`."""
     if isinstance(ending, RunFailed):
         last = ending.traceback.strip().splitlines()[-1:] if ending.error == "child-died" else []
         lines = [f"engine: {ending.message}; {ending.hint}", *(f"last line of the log: {line}" for line in last)]
@@ -64,7 +68,7 @@ def describe_ending(run: RunDirectory, ending: RunFinished | RunFailed) -> list[
     before, after = ending.perplexity_before, ending.perplexity_after
     change = f" ({(after / before - 1) * 100:+.1f}%)" if before and after else ""
     lines = [
-        f"{ending.status:<19} {counted(ending.steps, 'step')} in {format_seconds(ending.seconds)}",
+        f"{ending.status:<19} {counted(ending.steps, 'step')} in {duration(ending.seconds)}",
         f"held-out perplexity {number(before)} before, {number(after)} after{change}",
     ]
     if before and after and (few := too_few_updates(ending.steps)):

@@ -66,7 +66,7 @@ class PlainDisplay:
 
     def finish(self, run: RunDirectory, ending: RunFinished | RunFailed) -> None:
         """Prints the result."""
-        for line in describe_ending(run, ending):
+        for line in describe_ending(run, ending, spoken_duration):
             self.say(re.sub(r" {2,}", " ", line.lstrip(), count=1))  # the labels of the result are padded
 
     def _is_due(self, *, at_once: bool = False) -> bool:

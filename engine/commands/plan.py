@@ -19,7 +19,7 @@ from engine.hardware.target import target_machine
 from engine.models.catalogue import ModelSpec, catalogue, find_model
 from engine.plan.cluster import NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
 from engine.plan.planner import TierPlan, TierTable, largest_context, tier_table
-from engine.plan.quantities import format_bytes, format_context, format_parameters, format_seconds
+from engine.plan.quantities import counted, format_bytes, format_context, format_parameters, format_seconds
 from engine.plan.request import PlanRequest
 from engine.plan.schedule import Schedule, make_schedule
 from engine.plan.search import HEADROOM, Budget
@@ -355,7 +355,7 @@ def _verdict(planning: PlanRequest, table: TierTable) -> str:
     where = "" if planning.repository_tokens is None else " where all windows are alike"
     text = f"Recommended{where}: tier {row.tier}. `engine plan --tier {row.tier}` shows its sum."
     if planning.repository_tokens is not None:
-        epoch = f"{row.steps_per_epoch:,} step{'' if row.steps_per_epoch == 1 else 's'} an epoch"
+        epoch = f"{counted(row.steps_per_epoch or 0, 'step')} an epoch"
         steps = row.steps_per_epoch or 1
         whole = whole_time(planning, row).around(steps * row.step_seconds, steps)
         text += (
@@ -373,10 +373,11 @@ def print_schedule(schedule: Schedule) -> None:
     from rich.table import Table
 
     console = Console(markup=False, highlight=False, emoji=False)
-    budget = " without a limit of hours" if schedule.hours is None else f" for {schedule.hours:g} hours"
+    budget = " without a limit of hours" if schedule.hours is None else f" for {format_seconds(3600 * schedule.hours)}"
     epochs = "" if schedule.epochs is None else f", {schedule.epochs:.2g} epochs"
     console.print(
-        f"Schedule{budget}: {schedule.updates:,} updates{epochs}, peak rate {schedule.learning_rate:g}", style="bold"
+        f"Schedule{budget}: {counted(schedule.updates, 'update')}{epochs}, peak rate {schedule.learning_rate:g}",
+        style="bold",
     )
     grid = Table("tier", "windows of", box=None, header_style="bold", pad_edge=False)
     for name in ("updates", "tokens an update", "time"):
@@ -399,7 +400,9 @@ def print_schedule(schedule: Schedule) -> None:
             f"{'' if addition.taken else ' (not taken)'}"
             for addition in schedule.additions
         )
-        console.print(f"{schedule.additions[0].updates} updates on the windows of each tier add: {adds}", style="dim")
+        console.print(
+            f"{counted(schedule.additions[0].updates, 'update')} on the windows of each tier add: {adds}", style="dim"
+        )
     for text in (schedule.note, schedule.longest.warning):
         if text:
             console.print(text, style="yellow")

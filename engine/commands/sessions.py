@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine import errors
 from engine.commands.output import print_json
 from engine.home_folder import expand_home
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from engine.data.sessions.collecting import Found
@@ -144,11 +145,14 @@ def _show(found: Found, rows: list[dict[str, Any]], written: dict[str, Any] | No
     if len(rows) > _SHOWN:
         console.print(f"and {len(rows) - _SHOWN:,} more (--json lists all)")
     left = ", ".join(f"{count:,} {reason}" for reason, count in found.skipped.most_common())
-    console.print(f"{len(rows):,} sessions in {found.files:,} files{f'; left out: {left}' if left else ''}")
+    console.print(
+        f"{counted(len(rows), 'session')} in {counted(found.files, 'file')}{f'; left out: {left}' if left else ''}"
+    )
     if written is not None:
         path = errors.one_line(written["path"])
         console.print(
-            f"wrote {written['sessions']:,} conversations to {path}, {written['secrets']:,} secrets masked; "
+            f"wrote {counted(written['sessions'], 'conversation')} to {path}, "
+            f"{counted(written['secrets'], 'secret')} masked; "
             f"look at them, then: engine data --dataset {path}"
         )
     elif rows:

@@ -16,6 +16,7 @@ from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import TRAINING_FAILED
 from engine.home_folder import expand_home
 from engine.plan.optimizations import find_optimization, optimizations
+from engine.plan.quantities import format_seconds
 
 if TYPE_CHECKING:
     from engine.verify.proof import Verdict
@@ -78,5 +79,7 @@ def _prove_model(args: argparse.Namespace) -> int:
 
 def _notify(verdict: Verdict, done: int, total: int) -> None:
     mark = {"passed": "✓", "failed": "✗", "unavailable": "–"}[verdict.status]
-    text = f"{mark} {verdict.id} ({verdict.seconds:.1f} s, {done}/{total}): {verdict.evidence or verdict.reason}"
+    text = (
+        f"{mark} {verdict.id} ({format_seconds(verdict.seconds)}, {done}/{total}): {verdict.evidence or verdict.reason}"
+    )
     print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -57,13 +57,13 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
     repositories: Annotated[
         list[PathText],
         Meta(
-            description="Folders whose code the model learns. git's ignore rules are respected.",
+            description="Folders with the code to train on. git's ignore rules are respected.",
             extra=option("--repo"),
         ),
     ] = field(default_factory=list)
     held_out_fraction: Annotated[
         float,
-        Meta(gt=0.0, lt=0.5, description="Share of the files kept out of training, to measure what was learnt."),
+        Meta(gt=0.0, lt=0.5, description="Share of the files kept out of training, to measure the change on."),
     ] = 0.1
     max_file_bytes: Annotated[
         int, Meta(ge=1, description="Files larger than this, in bytes, are left out: they are mostly data.")
@@ -72,14 +72,14 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Literal["mask", "skip", "keep"],
         Meta(
             description="Keys, tokens and passwords found in the files: mask replaces each by a placeholder, "
-            "skip leaves out files that hold any, keep learns them."
+            "skip leaves out files that hold any, keep trains on them."
         ),
     ] = "mask"
     allowed_secrets: Annotated[
         list[str],
         Meta(
             description="Findings that are no secrets, by the fingerprints that `engine data` and the data screen "
-            "show. They are learnt as they are.",
+            "show. They are trained on as they are.",
             extra=option("--allow-secret"),
         ),
     ] = field(default_factory=list)
@@ -118,7 +118,7 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
                 "encoded",
             ]
         ],
-        Meta(description="Kinds of files that are otherwise left out, to be learnt all the same."),
+        Meta(description="File kinds to include despite the default filters."),
     ] = field(default_factory=list)
     extensions: Annotated[
         list[Annotated[str, Meta(pattern="^[^=/]+=[^=]+$")]],
@@ -129,7 +129,7 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
     ] = field(default_factory=list)
     notebooks: Annotated[
         Literal["cells", "skip"],
-        Meta(description="Jupyter notebooks: cells learns the source of their cells without outputs, skip none."),
+        Meta(description="Jupyter notebooks: cells trains on the source of their cells without outputs, skip none."),
     ] = "cells"
     licence_headers: Annotated[
         Literal["once", "keep"],
@@ -140,8 +140,8 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Meta(
             ge=0.0,
             le=1.0,
-            description="Share of the files that are learnt as fill-in-the-middle (arXiv 2207.14255), with the model's "
-            "own tokens for it.",
+            description="Share of the files that are trained on as fill-in-the-middle (arXiv 2207.14255), with the "
+            "model's own tokens for it.",
         ),
     ] = 0.0
     history: Annotated[
@@ -149,14 +149,14 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Meta(
             ge=0,
             le=100_000,
-            description="Latest commits of each repository that are learnt too, as messages with their diffs.",
+            description="Latest commits of each repository to train on too, as messages with their diffs.",
             extra=option("--history"),
         ),
     ] = 0
     datasets: Annotated[
         list[PathText],
         Meta(
-            description="Data sets on disk that are learnt too: JSON Lines, Parquet, or a folder saved by Hugging "
+            description="Data sets on disk to train on too: JSON Lines, Parquet, or a folder saved by Hugging "
             "Face datasets. Each row is a document.",
             extra=option("--dataset"),
         ),

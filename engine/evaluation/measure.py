@@ -21,6 +21,7 @@ from engine.evaluation.result import Evaluation, TaskResult, samples_of, task_re
 from engine.evaluation.retrieval import RepositoryPrompts
 from engine.evaluation.tally import by_language, by_position, overall, tally_losses
 from engine.evaluation.tasks import Before, Task, ask, complete, tasks_of
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from engine.config import EvaluationSection
@@ -191,7 +192,7 @@ def _notes(functions: Sequence[HeldOutFunction], settings: EvaluationSection, fi
             "no held-out file that parses has a function of a suitable length in a language whose grammar is known"
         )
     elif len(functions) < settings.functions:
-        notes.append(f"the held-out files have only {len(functions)} functions of a suitable length")
+        notes.append(f"the held-out files have only {counted(len(functions), 'function')} of a suitable length")
     if files < FEWEST:
-        notes.append(f"{files} files were scored: too few for an interval")
+        notes.append(f"{counted(files, 'file')} {'was' if files == 1 else 'were'} scored: too few for an interval")
     return notes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from engine.plan.quantities import counted
 from engine.plan.tiers import LEAST_UPDATES
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def too_few_updates(updates: int) -> str:
     """Says that a run made too few updates for a change to mean anything; "" where it made enough."""
     if updates >= LEAST_UPDATES:
         return ""
-    made = "one update" if updates == 1 else f"{updates:,} updates"
+    made = "one update" if updates == 1 else counted(updates, "update")
     return f"{made}: too few to tell, learning needs about {LEAST_UPDATES}"
 
 
@@ -76,7 +77,7 @@ def mark_row(row: MarkRow, name: str) -> Row:
         f"{row.tuned:.1%}",
         f"{100 * row.difference:+.1f} points",
         interval_words(row.difference_interval, "{:+.1f}", scale=100),
-        f"{row.functions:,} functions",
+        counted(row.functions, "function"),
     )
 
 

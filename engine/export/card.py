@@ -176,7 +176,7 @@ def _licence(source: Source) -> str:
         return f"The licence of {base} is not stated in its files: look it up before you pass this on."
     return (
         f"{base} is under {_code(source.spec.licence)}, which holds for this model too. "
-        "What it learnt comes from code whose own licence may set terms besides."
+        "It was trained on code whose own licence may set terms besides."
     )
 
 

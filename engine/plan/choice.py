@@ -15,7 +15,7 @@ from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import least_of, share_of
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, plan_context, tier_table
-from engine.plan.quantities import format_context, format_seconds
+from engine.plan.quantities import counted, format_context, format_seconds
 from engine.plan.request import PlanRequest, without_gpu
 from engine.plan.schedule import Schedule, given_stages, make_schedule
 from engine.plan.strategy import ranks_to_start
@@ -248,7 +248,7 @@ def _why(planning: PlanRequest, row: TierPlan, *, at_ceiling: bool) -> str:
         epochs = planning.training.passes
         passes = "an epoch" if epochs == 1 else f"{epochs:g} epochs"
         updates = (row.steps_per_epoch or 0) * epochs
-        why = f"{updates:,.0f} updates in {passes}; longer windows would leave fewer"
+        why = f"{counted(round(updates), 'update')} in {passes}; longer windows would leave fewer"
     else:
         why = "limited so that a window stays short without a GPU"
     return f"{where}, {format_context(row.context)} tokens: {why}; {takes}"

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from engine.hardware.machine import Gpu, Machine
 from engine.plan.planner import TierPlan, plan_context
-from engine.plan.quantities import format_bytes
+from engine.plan.quantities import counted, format_bytes
 from engine.plan.request import PlanRequest, workload_of
 from engine.plan.sequence import LINK_SHARE, exchange_bytes
 from engine.plan.strategy import sharding_refusal
@@ -213,14 +213,16 @@ def _strategies(
 
     row = _slowest(planning, cluster, context, "data")
     turns = math.ceil(windows / ranks)
-    words = f"{turns} of {windows} windows a rank, then {format_bytes(sum_bytes)} of gradients"
+    words = f"{turns} of {counted(windows, 'window')} a rank, then {format_bytes(sum_bytes)} of gradients"
     yield made("data", row, row.step_seconds + sum_bytes / rate, sum_bytes, words)
     for strategy in () if sharding_refusal(spec) else ("ring", "ulysses"):
         if strategy == "ulysses" and (spec.heads % ranks or spec.kv_heads % ranks):
             continue
         row = _slowest(planning, cluster, context, strategy)
         waited = next((p.seconds for p in row.time if p.name.startswith("waiting for other ranks")), 0.0)
-        words = f"{windows} windows by all ranks together, {waited:,.3g} s a window waiting for keys and values"
+        words = (
+            f"{counted(windows, 'window')} by all ranks together, {waited:,.3g} s a window waiting for keys and values"
+        )
         beside, between = exchange_bytes(workload_of(_of_card(planning, cluster, 0, ranks, strategy), context))
         sent = sum_bytes + windows * (beside + between)
         yield made(strategy, row, row.step_seconds + sum_bytes / rate, sent, words)

@@ -177,7 +177,7 @@ class Schedule:
             f"{stage.updates:,} on windows of {format_context(stage.context)}" for stage in self.stages
         )
         epochs = "" if self.epochs is None else f", {self.epochs:.1f} epochs"
-        budget = "" if self.hours is None else f" of {self.hours:g} h"
+        budget = "" if self.hours is None else f" of {format_seconds(3600 * self.hours)}"
         return f"updates: {stages}{epochs}; {format_seconds(self.seconds)}{budget} in all (predicted)"
 
 

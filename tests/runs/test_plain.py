@@ -115,7 +115,7 @@ def test_the_end_is_one_thing_a_line(capsys, tmp_path):
     )
     display.finish(RunDirectory(tmp_path), done)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "completed 60 steps in 2m 5s"
+    assert lines[0] == "completed 60 steps in 2 minutes 5 seconds"
     assert lines[1] == "held-out perplexity 60.340 before, 6.611 after (-89.0%)"
     assert lines[2] == f"adapter {tmp_path}/adapter"
     assert not any(DRAWN.search(line) or "  " in line for line in lines)
@@ -133,7 +133,7 @@ def test_one_step_is_no_plural(capsys, tmp_path, steps, words):
     display.finish(RunDirectory(tmp_path), done)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].endswith(f", {words}, on cpu")
-    assert lines[1] == f"completed {words} in 5.0s"
+    assert lines[1] == f"completed {words} in 5 seconds"
     assert view.log[-1].text == f"run completed after {words}"
 
 
