@@ -64,9 +64,16 @@ class Ledger:
             Part(name=line.name, where=line.where, bytes=line.bytes, formula=line.words()) for line in self.lines
         )
 
+    @cached_property
+    def _sums(self) -> dict[Place, int]:
+        sums: dict[Place, int] = {"gpu": 0, "host": 0, "disk": 0}
+        for line in self.lines:
+            sums[line.where] += line.bytes
+        return sums
+
     def peak(self, where: Place) -> int:
         """Sum of the parts in one place, in bytes."""
-        return sum(line.bytes for line in self.lines if line.where == where)
+        return self._sums[where]
 
 
 def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bool = True) -> Ledger:
@@ -146,16 +153,25 @@ def _close(
     sizes = [moment.bytes(tokens, keys.get(moment.phase, 0), logits) for moment in moments]
     highest = moments[sizes.index(max(sizes))]
     parts += _moment_parts(highest, device, work, tokens, keys.get(highest.phase, 0), piece)
-    own = sum(part.bytes for part in parts if part.where == device and part.name not in NOT_ALLOCATED)
+    own = home = 0
+    for part in parts:
+        if part.name in NOT_ALLOCATED:
+            continue
+        if part.where == device:
+            own += part.bytes
+        if part.where == "host" and part.name != AT_HOME:
+            home += part.bytes
+    slack = round(ALLOCATOR_SLACK * own)
+    if device == "host":
+        home += slack
     parts.append(
         Line(
             name="allocator slack",
             where=device,
-            bytes=round(ALLOCATOR_SLACK * own),
+            bytes=slack,
             words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, estimated",
         )
     )
-    home = sum(part.bytes for part in parts if part.where == "host" and part.name not in (*NOT_ALLOCATED, AT_HOME))
     parts.append(quantising_part(work, weights, home))
     if not work.on_gpu:
         transient = max(sizes)

@@ -172,15 +172,17 @@ def _streamed(
         # Except for a home on the device, the home hardly changes which grain fits, so one grain serves these plans.
         on_device = not work.on_gpu or plan.hidden_home == "gpu"
         key = (plan.kv_home, plan.hidden_home == "disk", plan.weights_home, on_device and plan)
+        known = None
         if key not in grains:
-            grains[key] = _fit_grain(work, plan, budget, _grains(fixed))
+            grains[key], known = _fit_grain(work, plan, budget, _grains(fixed))
         grained = _with_grain(plan, grains[key])
         if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, grained):
             continue  # every layer is in a ring: nothing to offload; equals the plan with the device as home
         for each in (grained, _keeping_layers(work, grained, budget)):
             if each is not None:
                 layout = _layout(work, weights, stream=each)
-                yield _candidate(layout, streamed_ledger(work, each), work, speeds, budget)
+                ledger = known if known is not None and each is grained else streamed_ledger(work, each)
+                yield _candidate(layout, ledger, work, speeds, budget)
 
 
 def _all_in_rings(work: Workload, plan: StreamPlan) -> bool:
@@ -256,8 +258,8 @@ def _grains(fixed: Mapping[str, Any]) -> list[tuple[int, int, int]]:
 
 def _fit_grain(
     work: Workload, plan: StreamPlan, budget: Budget, grains: list[tuple[int, int, int]]
-) -> tuple[int, int, int]:
-    """Returns the coarsest grain with which the plan fits the device, or the finest if none does.
+) -> tuple[tuple[int, int, int], Ledger]:
+    """Returns the coarsest grain with which the plan fits the device, or the finest if none does; and its ledger.
 
     With a disk home, tiles are staged in host memory, so they must fit there as well.
     """
@@ -271,7 +273,7 @@ def _fit_grain(
         ledger = streamed_ledger(work, _with_grain(plan, grain))
         if all(ledger.peak(where) <= budget.limit(where) for where in places):
             break
-    return grain
+    return grain, ledger
 
 
 def _with_grain(plan: StreamPlan, grain: tuple[int, int, int]) -> StreamPlan:
