@@ -15,7 +15,7 @@ from engine.streaming.tiles import TileReader
 
 ROOT = Path(__file__).parent.parent.parent
 
-# 240,000 tokens in short documents: 4 arrays of hidden states and 3 layers of stash make 0.7 GB.
+# 120,000 tokens in short documents: 4 arrays of hidden states and 3 layers of stash make 0.35 GB.
 SCRIPT = """
 import resource, sys
 import torch
@@ -26,16 +26,15 @@ from pathlib import Path
 from tests.streaming.models import tiny_model
 
 home, folder = sys.argv[1:]
-torch.set_num_threads(2)
 model = tiny_model("llama")
-tokens = torch.randint(0, 97, (240_000,), generator=torch.Generator().manual_seed(1))
+tokens = torch.randint(0, 97, (120_000,), generator=torch.Generator().manual_seed(1))
 plan = StreamPlan(tile=4096, key_block=4096, hidden_home=home)
 with StreamedStep(model, plan, device=torch.device("cpu"), spill_directory=Path(folder)) as step:
     step.run(tokens[:4096], document_starts=range(0, 4096, 256))  # everything imported and warm
     model.zero_grad()
     words = Path("/proc/self/status").read_text().split()
     present = int(words[words.index("VmData:") + 1]) * 1024
-    limit = present + 450 * 2**20
+    limit = present + 225 * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     try:
         outcome = step.run(tokens, document_starts=range(0, len(tokens), 256))
