@@ -9,14 +9,12 @@ import contextlib
 import dataclasses
 import faulthandler
 import functools
-import importlib
 import io
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import Full
@@ -27,6 +25,7 @@ from engine import durable, errors, regular_file
 from engine.errors import EliteError
 from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.launch.notifier import Notifier
+from engine.launch.recipe_import import import_function
 from engine.launch.signals import watch_stop_signals
 from engine.protocol import (
     Envelope,
@@ -244,9 +243,7 @@ def _take_commands(commands: SimpleQueue[str], session: TrainingSession) -> None
 
 def _train(session: TrainingSession, recipe: str) -> None:
     try:
-        module, _, function = recipe.partition(":")
-        train: Callable[[TrainingSession], None] = getattr(importlib.import_module(module), function)
-        train(session)
+        import_function(recipe)(session)
         if session.ending is None:
             raise RuntimeError("training returned without a result")
     except BaseException as error:

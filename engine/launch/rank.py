@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import ctypes
 import faulthandler
-import importlib
 import os
 import signal
 import sys
@@ -32,6 +31,7 @@ from engine.hardware.nvml import Nvml
 from engine.hardware.rank_place import RankPlace
 from engine.launch.child import describe_failure
 from engine.launch.event_relay import RelayJournal, SilentJournal
+from engine.launch.recipe_import import import_function
 from engine.launch.signals import watch_stop_signals
 from engine.launch.torchrun import TorchrunRun, make_run
 from engine.protocol import RunFailed, Stop
@@ -101,8 +101,7 @@ def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joi
         else:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        module, _, function = options.recipe.partition(":")
-        getattr(importlib.import_module(module), function)(session)
+        import_function(options.recipe)(session)
         group.agree(lambda: None)  # a barrier, so that no rank exits while another may still need it
         watch.close()
     except BaseException as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import pickle
@@ -15,6 +14,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from engine.launch.recipe_import import import_function
 
 
 class ProcessFailedError(RuntimeError):
@@ -79,7 +80,6 @@ def _rank(sender: Connection, folder: str, name: str, rank: int, count: int, arg
     try:
         for library in ("bitsandbytes", "DeepSpeed"):
             logging.getLogger(library).setLevel(logging.ERROR)
-        module, _, function = name.partition(":")
         # The group computes on CPUs. PowerSGD's hook would synchronise with a visible GPU, and fail.
         hidden = {"CUDA_VISIBLE_DEVICES": ""}
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), **hidden}
@@ -92,9 +92,7 @@ def _rank(sender: Connection, folder: str, name: str, rank: int, count: int, arg
             "gloo", init_method=f"file://{Path(folder) / 'store'}", rank=rank, world_size=count
         )
         try:
-            _send(
-                sender, worked=True, value=getattr(importlib.import_module(module), function)(rank, count, *arguments)
-            )
+            _send(sender, worked=True, value=import_function(name)(rank, count, *arguments))
         finally:
             distributed.destroy_process_group()
     except Exception:  # the parent raises it as ProcessFailedError

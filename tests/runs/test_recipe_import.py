@@ -1,0 +1,39 @@
+"""A process imports its recipe while the garbage collector rests, and collects again afterwards."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import pytest
+
+from engine.launch.recipe_import import import_function
+
+SOURCE = "import gc\nCOLLECTED = gc.isenabled()\n\ndef recipe():\n    return COLLECTED\n"
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "recipe_of_this_test.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "recipe_of_this_test"
+    sys.modules.pop("recipe_of_this_test", None)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_collector_rests_during_the_import_alone(module, before):
+    try:
+        (gc.enable if before else gc.disable)()
+        recipe = import_function(f"{module}:recipe")
+        assert gc.isenabled() == before
+    finally:
+        gc.enable()
+    assert recipe() is False
+
+
+def test_it_collects_after_an_import_that_failed(module):
+    with pytest.raises(AttributeError):
+        import_function(f"{module}:nothing")
+    with pytest.raises(ModuleNotFoundError):
+        import_function("no_such_module_of_the_engine:recipe")
+    assert gc.isenabled()
