@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -68,16 +69,16 @@ class Call:
         return [event["loss"] for event in self.of("StepCompleted")]
 
 
-@pytest.fixture
-def train(tmp_path):
-    """Starts `engine train`; ends what a failing test left."""
-    repository = tmp_path / "repository"
+@contextlib.contextmanager
+def starting(folder):
+    """Starts `engine train` in a folder; ends what is left of it."""
+    repository = folder / "repository"
     repository.mkdir()
     for name in REPOSITORY:
         (repository / name).write_text((Path(asyncio.__file__).parent / name).read_text())
     environment = {
         **os.environ,
-        "ELITE_TUI_STATE_DIR": str(tmp_path / "state"),
+        "ELITE_TUI_STATE_DIR": str(folder / "state"),
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
     }
@@ -88,20 +89,39 @@ def train(tmp_path):
         if resume is not None:
             arguments += ["--resume", str(resume), "--set", f"training.max_steps={steps}"]
         else:
-            arguments += ["--repo", str(repository), "--output", str(tmp_path / output), "--model", "demo"]
+            arguments += ["--repo", str(repository), "--output", str(folder / output), "--model", "demo"]
             arguments += ["--max-steps", str(steps)]
             for name, value in SETTINGS.items():
                 arguments += ["--set", f"{name}={value}"]
         for text in settings:
             arguments += ["--set", text]
-        calls.append(Call(arguments, tmp_path, {**environment, **dict(variables)}))
+        calls.append(Call(arguments, folder, {**environment, **dict(variables)}))
         return calls[-1]
 
-    yield start
-    for call in calls:
-        if call.process.poll() is None:
-            call.process.kill()
-            call.finish()
+    try:
+        yield start
+    finally:
+        for call in calls:
+            if call.process.poll() is None:
+                call.process.kill()
+                call.finish()
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Starts `engine train`; ends what a failing test left."""
+    with starting(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory):
+    """A run of one process with the settings that `train` gives, and its folder."""
+    folder = tmp_path_factory.mktemp("alone")
+    with starting(folder) as start:
+        call = start()
+        assert call.finish() == 0, call.error
+    return call, run_folder(folder)
 
 
 def run_folder(tmp_path, output="out"):

@@ -24,10 +24,8 @@ def adapter(path):
     return safetensors.torch.load_file(path / "adapter" / "adapter_model.safetensors")
 
 
-def test_two_ranks_are_one_and_a_killed_rank_is_named(tmp_path, train):
-    alone = train(output="alone")
-    assert alone.finish() == 0, alone.error
-
+def test_two_ranks_are_one_and_a_killed_rank_is_named(tmp_path, train, alone):
+    alone, alone_run = alone
     # Two ranks, stopped after their second update; then one rank goes on.
     both = train("--gpus", "2", output="both", steps=4)
     both.wait_for("StepCompleted", step=2)
@@ -47,7 +45,7 @@ def test_two_ranks_are_one_and_a_killed_rank_is_named(tmp_path, train):
     assert resumed.finish() == 0, resumed.error
     losses = both.losses[:saved] + resumed.losses[-(4 - saved) :] if saved < 4 else both.losses
     assert losses == pytest.approx(alone.losses, rel=1e-5)
-    expected, found = adapter(run_folder(tmp_path, "alone")), adapter(run_folder(tmp_path, "both"))
+    expected, found = adapter(alone_run), adapter(run_folder(tmp_path, "both"))
     for name, tensor in expected.items():
         first = next((rows for part, rows in SATURATED.items() if part in name), 0)
         assert (found[name] - tensor)[first:].norm() <= 1e-3 * tensor.norm() + 1e-7, name

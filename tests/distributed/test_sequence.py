@@ -1,26 +1,48 @@
-"""Sequence parallel: loss and gradients of one process, for every way to cut a sequence."""
+"""Sequence parallel: loss and gradients of one process, for every way to cut a sequence, with labels and weights."""
 
 from __future__ import annotations
 
 import pytest
 
 from engine.launch.rank_processes import run_processes
-from tests.distributed import labels, parity
+from tests.distributed import parity, two_ranks
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_with_parts_of_a_sequence_are_one(ranks):
-    for errors in run_processes(parity.sequence_errors, ranks):
-        cases = [(*case, where) for case in parity.CASES for where in ("in place", "copied")]
-        for case, (loss, gradients, evaluated) in zip(cases, errors, strict=True):
-            assert max(loss, evaluated) < 1e-5, case
-            assert gradients < 1e-5, case
+@pytest.fixture(scope="module")
+def of_two_ranks():
+    """What each of two ranks found."""
+    return run_processes(two_ranks.errors, 2)
 
 
-def test_labels_go_with_their_tokens():
+def check_sequences(errors):
+    cases = [(*case, where) for case in parity.CASES for where in ("in place", "copied")]
+    for case, (loss, gradients, evaluated) in zip(cases, errors, strict=True):
+        assert max(loss, evaluated) < 1e-5, case
+        assert gradients < 1e-5, case
+
+
+def test_two_ranks_with_parts_of_a_sequence_are_one(of_two_ranks):
+    for found in of_two_ranks:
+        check_sequences(found["sequence"])
+
+
+@pytest.mark.slow
+def test_four_ranks_with_parts_of_a_sequence_are_one():
+    for errors in run_processes(parity.sequence_errors, 4):
+        check_sequences(errors)
+
+
+def test_labels_go_with_their_tokens(of_two_ranks):
     """Ranks with parts of a window, or with windows of their own, share the number of all labels."""
-    for errors in run_processes(labels.label_errors, 2):
-        assert errors.keys() == {"ring", "ulysses", "data"}
-        for strategy, (loss, gradients) in errors.items():
+    for found in of_two_ranks:
+        assert found["labels"].keys() == {"ring", "ulysses", "data"}
+        for strategy, (loss, gradients) in found["labels"].items():
             assert loss < 1e-5, strategy
             assert gradients < 1e-5, strategy
+
+
+def test_weights_go_with_their_tokens(of_two_ranks):
+    for found in of_two_ranks:
+        assert found["weights"].keys() == {"ring", "ulysses"}
+        for strategy, errors in found["weights"].items():
+            assert max(errors) < 1e-5, strategy
