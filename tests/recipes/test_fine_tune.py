@@ -75,6 +75,10 @@ def again(session, script=None):
     return RecordingSession(config=session.config, run=session.run, resuming=True, script=script or {})
 
 
+SHORT = {"context": 128, "tokens_per_update": 256, "evaluate_tokens": 512}
+"""For runs that are only compared with one another: two windows to an update, and little to score."""
+
+
 @pytest.fixture(scope="module")
 def small_repository(tmp_path_factory):
     """Four files of the standard library: a run over them takes seconds."""
@@ -84,20 +88,9 @@ def small_repository(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory):
-    """A small Qwen2 that has everything to learn; embeddings wide enough for its tied head's logits to reach far."""
-    folder = tmp_path_factory.mktemp("untrained")
-    config = Qwen2Config(
-        vocab_size=8192,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
+def save_untrained(folder, **shape):
+    """Saves a Qwen2 with random weights, whose embeddings are wide enough for its tied head's logits to reach far."""
+    config = Qwen2Config(vocab_size=8192, tie_word_embeddings=True, **shape)
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(config)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.hidden_size**-0.5)
@@ -105,6 +98,20 @@ def untrained(tmp_path_factory):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(asset("demo-model", name), folder / name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A small model that has everything to learn."""
+    return save_untrained(
+        tmp_path_factory.mktemp("untrained"),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+    )
 
 
 packages = pytest.mark.parametrize(
@@ -171,10 +178,10 @@ def test_report_and_adapter_work_as_the_report_says(small_repository, tmp_path):
 
 def test_resuming_gives_the_uninterrupted_run_even_from_an_older_checkpoint(small_repository, tmp_path):
     """Stopped twice; the newest checkpoint is damaged; the run goes on from the one before, to the same end."""
-    whole = start(configure(tmp_path / "whole", [small_repository], max_steps=6))
+    whole = start(configure(tmp_path / "whole", [small_repository], max_steps=6, **SHORT))
     train(whole)
 
-    first = start(configure(tmp_path / "cut", [small_repository], max_steps=6), {2: [Stop(id="1")]})
+    first = start(configure(tmp_path / "cut", [small_repository], max_steps=6, **SHORT), {2: [Stop(id="1")]})
     train(first)
     assert first.events[-1].status == "stopped"
     assert (first.run.path / first.events[-1].adapter / "adapter_model.safetensors").exists()
@@ -223,7 +230,7 @@ def test_a_resumed_run_keeps_the_context_that_its_first_plan_chose(small_reposit
 
 
 def test_resuming_without_a_valid_checkpoint_is_one_clear_error(small_repository, tmp_path):
-    session = start(configure(tmp_path, [small_repository], max_steps=2), {1: [Stop(id="1")]})
+    session = start(configure(tmp_path, [small_repository], max_steps=2, **SHORT), {1: [Stop(id="1")]})
     train(session)
     (session.run.checkpoints_path / "step-000001" / "state.json").write_bytes(b"{}")
     with pytest.raises(EliteError) as caught:
@@ -232,9 +239,11 @@ def test_resuming_without_a_valid_checkpoint_is_one_clear_error(small_repository
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_starts_from_its_beginning(small_repository, tmp_path):
-    whole = start(configure(tmp_path / "whole", [small_repository], max_steps=2))
+    whole = start(configure(tmp_path / "whole", [small_repository], max_steps=2, **SHORT))
     train(whole)
-    first = start(configure(tmp_path / "cut", [small_repository], max_steps=2), {1: [Stop(id="1", save=False)]})
+    first = start(
+        configure(tmp_path / "cut", [small_repository], max_steps=2, **SHORT), {1: [Stop(id="1", save=False)]}
+    )
     train(first)
     second = again(first)
     train(second)
@@ -246,7 +255,7 @@ def test_a_repository_that_changed_meanwhile_is_told(small_repository, tmp_path)
     repository.mkdir()
     for file in small_repository.iterdir():
         (repository / file.name).write_text(file.read_text())
-    first = start(configure(tmp_path / "out", [repository], max_steps=2), {1: [Stop(id="1")]})
+    first = start(configure(tmp_path / "out", [repository], max_steps=2, **SHORT), {1: [Stop(id="1")]})
     train(first)
     (repository / "more.py").write_text("def more():\n    return [index * 3 for index in range(100)]\n" * 60)
     second = again(first)
@@ -263,7 +272,7 @@ def test_the_demo_recipe_needs_neither_network_nor_gpu_and_is_bounded():
 
 
 def test_a_stop_before_the_first_step_ends_at_once(small_repository, tmp_path):
-    session = start(configure(tmp_path, [small_repository], max_steps=2), {0: [Stop(id="now")]})
+    session = start(configure(tmp_path, [small_repository], max_steps=2, **SHORT), {0: [Stop(id="now")]})
     train(session)
     assert session.events[-1].status == "stopped"
     assert not session.of(StepCompleted)
@@ -281,7 +290,9 @@ def test_running_out_of_memory_is_one_clear_error():
 def test_the_streamed_step_trains_as_whole_windows_do(small_repository, tmp_path, precision):
     losses = {}
     for way in ("whole", "streamed"):
-        config = configure(tmp_path / way, [small_repository], context=2048, max_steps=3, step=way)
+        config = configure(
+            tmp_path / way, [small_repository], context=1024, max_steps=2, evaluate_tokens=1024, step=way
+        )
         config = replace(config, model=replace(config.model, precision=precision))
         session = start(config)
         train(session)
@@ -323,6 +334,16 @@ def test_four_bit_weights_on_the_host_train_resume_and_write(small_repository, t
 
 
 def test_a_context_past_the_trained_length_is_said(small_repository, tmp_path):
-    session = start(configure(tmp_path, [small_repository], context=40_000, max_steps=1, evaluate_tokens=64))
+    model = save_untrained(
+        tmp_path / "model",
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=100,
+    )
+    config = configure(tmp_path, [small_repository], context=500, max_steps=1, evaluate_tokens=64)
+    session = start(replace(config, model=replace(config.model, name=str(model))))
     train(session)
     assert "context-past-trained-length" in [event.code for event in session.of(WarningRaised)]

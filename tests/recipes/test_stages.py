@@ -48,8 +48,11 @@ def arguments(repository: Path, output: Path, way: str) -> list[str]:
 
 
 def engine(folder: Path, *args: str) -> subprocess.Popen[bytes]:
+    # Two threads, since the bytes of a sum depend on how it is divided.
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-m", "engine", "train", *args]
     with (folder / "stderr").open("wb") as stderr:
-        return subprocess.Popen([sys.executable, "-m", "engine", "train", *args], stdout=stderr, stderr=stderr)
+        return subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr)
 
 
 def run_of(output: Path) -> Path:
