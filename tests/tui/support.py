@@ -320,11 +320,11 @@ async def settled(pilot: Pilot) -> None:
 
 
 async def still(pilot: Pilot) -> None:
-    """Waits until the screen looks the same five times in a row, since gauges draw after their layout."""
+    """Waits until the screen looks the same for longer than two redraws of a run are apart."""
     former: list[Strip] = []
     same = 0
     while same < 5:
-        await pilot.pause(0.1)
+        await pilot.pause(0.06)
         for field in pilot.app.screen.query(Input):  # also in a form mounted in the meantime
             field.cursor_blink = False
         present = pilot.app.screen._compositor.render_strips()
