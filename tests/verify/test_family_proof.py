@@ -166,10 +166,15 @@ def test_a_fault_in_the_states_is_found(fault, monkeypatch):
 # --- planted faults -------------------------------------------------------------------------------------------
 
 
+LATE_LAYER = 10
+"""Beyond the layers of a small copy of a model whose layers are all alike."""
+
+
 class PlantedConfig(LlamaConfig):
     """Llama with a fault that only a tile shows."""
 
     model_type = "planted"
+    num_hidden_layers: int = LATE_LAYER + 2
     fault: str = ""
     late: int = 8192
 
@@ -185,7 +190,7 @@ class PlantedAttention(LlamaAttention):
             hidden_states = hidden_states * (1 + 0.01 * torch.arange(count)[:, None])
         elif fault == "late order":
             hidden_states = hidden_states * (1 + torch.log1p(torch.arange(count)[:, None] // self.config.late))
-        elif fault == "some layers" and self.layer_idx == 30:
+        elif fault == "some layers" and self.layer_idx == LATE_LAYER:
             hidden_states = hidden_states * (1 + 0.01 * torch.arange(count)[:, None])
         return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
 
@@ -199,7 +204,7 @@ class PlantedModel(LlamaModel):
         super().__init__(config)
         for number, layer in enumerate(self.layers):
             layer.self_attn = PlantedAttention(config, number)
-            layer.self_attn.faulty = config.fault == "some layers" and number == 30
+            layer.self_attn.faulty = config.fault == "some layers" and number == LATE_LAYER
         self.post_init()
 
 
