@@ -68,7 +68,7 @@ def probe_streamed(
         plan: Layout of the step.
         placement: Device and number formats.
         rank: Rank of the adapter.
-        spill_directory: Folder for `hidden_home="disk"`.
+        spill_directory: Folder of the files of homes on disk.
 
     Raises:
         EliteError: OUT_OF_MEMORY.

@@ -59,7 +59,7 @@ def measure_step(
         repeats: Number of steps; reports the fastest and the first (which allocates pinned memory and plans kernels).
         rank: Rank of the adapter.
         fused: Whether to use fused kernels where available.
-        spill_directory: Folder for hidden states on disk.
+        spill_directory: Folder of the files of homes on disk.
         lora: The adapter; None for `rank` on all linear layers.
         base: The model without an adapter, if it is there already; it has none afterwards.
 

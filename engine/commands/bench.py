@@ -65,7 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     )
     parser.add_argument("--no-fused", action="store_true", help="Leave fused kernels out.")
     parser.add_argument("--no-floor", action="store_true", help="Do not measure attention and matrix products alone.")
-    parser.add_argument("--spill", type=Path, default=Path(), metavar="DIR", help="Folder for hidden_home=disk.")
+    parser.add_argument(
+        "--spill", type=Path, default=Path(), metavar="DIR", help="Folder of the files of homes on disk."
+    )
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
 
 

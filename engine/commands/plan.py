@@ -338,6 +338,9 @@ def _print_table(console: Console, planning: PlanRequest, table: TierTable) -> N
     for row in table.tiers:
         if not row.fits:
             console.print(f"tier {row.tier}: {row.reason}; {row.remedy}", style="dim")
+    for row in table.tiers:
+        if text := _about_the_disk(row):
+            console.print(f"tier {row.tier}: {text}", style="dim")
     slow = [str(row.tier) for row in table.tiers if row.fits and not row.in_time]
     if slow:
         limit = format_seconds(planning.patience)
@@ -346,6 +349,20 @@ def _print_table(console: Console, planning: PlanRequest, table: TierTable) -> N
     if far:
         console.print(f"tier {far[0].tier} and above: {far[0].warning}", style="yellow")
     console.print(_verdict(planning, table))
+
+
+def _about_the_disk(row: TierPlan) -> str:
+    """Says what a fitting plan writes to the disk, and the fastest plan that writes nothing; "" where it does not."""
+    if not row.fits or not row.written_bytes:
+        return ""
+    text = f"a step writes {format_bytes(row.written_bytes)} to the disk"
+    if row.diskless is None:
+        return f"{text}; nothing fits without it"
+    dry = row.diskless
+    return (
+        f"{text}; without it {format_seconds(dry.step_seconds)} instead of {format_seconds(row.step_seconds)}, with "
+        f"{format_bytes(dry.host_peak_bytes)} of RAM: {dry.settings}"
+    )
 
 
 def _verdict(planning: PlanRequest, table: TierTable) -> str:
@@ -431,5 +448,7 @@ def _print_sum(console: Console, row: TierPlan, budget: Budget) -> None:
     windows = f"{row.windows_per_step} windows" if row.windows_per_step > 1 else "one window"
     grid.add_row("time", "a step", format_seconds(row.step_seconds), windows, style="bold")
     console.print(grid)
+    if text := _about_the_disk(row):
+        console.print(text)
     moved = f"; it moves {format_bytes(row.weights_moved_bytes)} of weights" if row.weights_moved_bytes else ""
     console.print(f"{row.tokens_per_second:,.0f} tokens a second{moved}")

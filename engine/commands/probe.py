@@ -191,7 +191,7 @@ def _keep(machine: Machine, planning: PlanRequest, row: TierPlan, found: dict[st
     from engine.hardware import measured_files
     from engine.hardware.measured import Measured, correction_key
 
-    if row.layout.stream is not None and row.layout.stream.hidden_home == "disk":
+    if row.layout.stream is not None and row.layout.stream.spills:
         return  # two tiles do not represent a disk that a whole step waits for
     seconds = found["window_seconds"]
     key = correction_key(planning.spec.name, row.layout.precision, streamed=row.layout.stream is not None)

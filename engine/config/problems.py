@@ -148,6 +148,12 @@ def _find_layout_conflicts(stream: dict[str, Any], data: dict[str, Any]) -> Iter
             problem="the hidden states of all layers are larger than one layer's keys and values on the host",
             remedy="set stream.hidden_home to host or disk, or leave it out",
         )
+    if fixed.get("kv_home") == "host" and fixed.get("stash_home") == "gpu" and fixed.get("stash", True):
+        yield Problem(
+            field="stream.stash_home",
+            problem="attention outputs of all layers are larger than one layer's keys and values on the host",
+            remedy="set stream.stash_home to host or disk, or leave it out",
+        )
     if fixed.get("tile", 0) > fixed.get("key_block", math.inf):
         yield Problem(
             field="stream.key_block",

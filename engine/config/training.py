@@ -255,7 +255,16 @@ class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     ] = None
     hidden_home: Annotated[
         Literal["gpu", "host", "disk"] | None,
-        Meta(description="Where hidden states wait between the passes. disk writes all of them once a window."),
+        Meta(
+            description="Where hidden states wait between the passes. disk writes all of them several times a window."
+        ),
+    ] = None
+    stash_home: Annotated[
+        Literal["gpu", "host", "disk"] | None,
+        Meta(
+            description="Where the saved attention outputs wait between the passes. They are written and read once a "
+            "window, which suits an NVMe disk."
+        ),
     ] = None
     stash: Annotated[
         bool | None,

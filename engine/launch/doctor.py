@@ -204,7 +204,7 @@ def _disk(config: RunConfig, spec: ModelSpec | None, choice: Choice | None, toke
     if spec is None:
         return _skip("disk", "what the run writes depends on the model")
     stream = choice.plan.layout.stream if choice is not None else None
-    spills = stream is not None and stream.hidden_home == "disk"
+    spills = stream is not None and stream.spills
     needed = needed_bytes(config, spec, tokens) + (choice.plan.disk_bytes if choice is not None and spills else 0)
     if choice is not None and stream is not None:
         needed += partial_checkpoint_bytes(config, spec, choice.context)
@@ -212,7 +212,7 @@ def _disk(config: RunConfig, spec: ModelSpec | None, choice: Choice | None, toke
         check_output(output, needed)
     except EliteError as error:
         return _refusal("disk", error)
-    kinds = "checkpoints, tokens, adapter" + (" and spilled hidden states" if spills else "")
+    kinds = "checkpoints, tokens, adapter" + (" and spilled activations" if spills else "")
     return Check(name="disk", status="passed", text=f"room for the {format_bytes(needed)} of {kinds}")
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from engine.models.spec import ModelSpec
 from engine.plan.activations import Held
-from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits, streams
+from engine.plan.stream_plan import BaseWeights, Home, StreamPlan, in_4_bits, streams
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
@@ -43,6 +43,7 @@ CHECKPOINTS_KEPT = 3
 CONTEXT = "CUDA context and libraries"
 PROCESS = "the training process itself"
 AT_HOME = "decoder layers at home"
+READ_AHEAD = "two decoder layers, read ahead"
 QUANTISING = "quantising, before the step's own buffers"
 NOT_ALLOCATED = (CONTEXT, PROCESS)
 """Names of lines that the allocator does not serve."""
@@ -131,7 +132,7 @@ def weight_parts(
             yield Line(name=AT_HOME, where="host", bytes=layers, words=lambda: f"{words()}, pinned")
         else:
             yield Line(
-                name="two decoder layers, read ahead",
+                name=READ_AHEAD,
                 where="host",
                 bytes=2 * layer,
                 words=lambda: f"2 × ({of_layer()}), pinned; {layers:,} B stay on the disk",
@@ -295,9 +296,9 @@ def _stored_bytes(work: Workload, plan: StreamPlan) -> float:
 
 
 def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
-    """Lists hidden states, gradient stream and saved attention output in their home between the passes."""
+    """Lists hidden states, gradient stream and saved attention output in their homes between the passes."""
     spec, n, element = work.spec, work.context, work.element
-    home: Place = plan.hidden_home if work.on_gpu or plan.hidden_home == "disk" else "host"
+    home = place_of(work, plan.hidden_home)
     every = plan.checkpoint_every
     kept = stored_layers(spec.layers, every)
     per_value = _stored_bytes(work, plan)
@@ -321,7 +322,7 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
         per_token, attending = spec.output_width * element + spec.heads * 4, spec.attending_layers
         yield Line(
             name="stash: attention outputs and logsumexp",
-            where=home,
+            where=place_of(work, plan.stash_home),
             bytes=attending * n * per_token,
             words=lambda: (
                 f"{attending} layers × {n:,} tokens × ({spec.output_width:,} × {element} + {spec.heads} × 4) B"
@@ -330,19 +331,25 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
         if stashes_kv(spec):
             yield Line(
                 name="stash: keys and values",
-                where=home,
+                where=place_of(work, plan.stash_home),
                 bytes=attending * n * spec.stored_width * element,
                 words=lambda: f"{attending} layers × {n:,} tokens × {_a_token(spec)} × {element} B",
             )
-    if home == "disk":
+    if plan.spills:
         yield staging_part(work, plan, tile)
 
 
+def place_of(work: Workload, home: Home) -> Place:
+    """Returns where a home is: without a GPU, what is on the compute device is in host memory."""
+    return home if work.on_gpu or home == "disk" else "host"
+
+
 def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
-    """Host staging of a disk home: at most four tiles of each kind of file, two being read and two being written."""
-    spec, element = work.spec, work.element
-    a_token = round(_stored_bytes(work, plan) * spec.hidden_size) + spec.hidden_size * element
-    if plan.stash:
+    """Host staging of homes on disk: at most four tiles of each kind of file, two being read and two being written."""
+    spec, element, a_token = work.spec, work.element, 0
+    if plan.hidden_home == "disk":
+        a_token += round(_stored_bytes(work, plan) * spec.hidden_size) + spec.hidden_size * element
+    if plan.stash and plan.stash_home == "disk":
         keys = spec.stored_width // 2 * element if stashes_kv(spec) else 0
         a_token += spec.output_width * element + 4 * spec.heads + keys
     return Line(

@@ -23,7 +23,7 @@ from engine.plan.request import (
     whole_refusal,
     workload_of,
 )
-from engine.plan.search import HEADROOM, Budget, Candidate, search
+from engine.plan.search import HEADROOM, Budget, Candidate, fastest, search
 from engine.plan.step_layout import StepLayout
 from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import base_weights, in_4_bits, streams
@@ -35,6 +35,17 @@ FAR = 8
 "Times of its trained context from which a model is warned about."
 SMALL_CONTEXTS = (512, 1024, 2048)
 "Contexts below tier 1, for machines that cannot do tier 1."
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisklessPlan:
+    """The fastest plan that writes nothing to the disk, where the chosen one does."""
+
+    step_seconds: float
+    gpu_peak_bytes: int
+    host_peak_bytes: int
+    settings: str
+    "Settings of the configuration that choose it."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +84,10 @@ class TierPlan:
     "Whether it fits and one window takes no longer than the recommendation allows."
     weights_moved_bytes: int = 0
     "Bytes of streamed base weights that an optimiser update copies to the GPU."
+    written_bytes: int = 0
+    "Bytes that an optimiser update writes to the disk."
+    diskless: DisklessPlan | None = None
+    "None where the chosen plan leaves the disk alone, or where nothing fits without it."
 
     @property
     def tokens_per_second(self) -> float:
@@ -182,7 +197,7 @@ def plan_context(
     windows = planning.windows_per_update(context)
     turns = windows if work.ranks > 1 else math.ceil(windows / planning.ranks)
     in_time = [candidate for candidate in fitting if candidate.seconds <= planning.patience]
-    chosen = min(in_time or fitting, key=lambda c: c.score) if fitting else min(found, key=_shortage_rank)
+    chosen = fastest(in_time or fitting) if fitting else min(found, key=_shortage_rank)
     seconds = turns * chosen.seconds
     tokens = planning.repository_tokens
     trained = planning.train_tokens
@@ -222,6 +237,26 @@ def plan_context(
         warning=_trained_context(planning.spec, context),
         in_time=bool(in_time),
         weights_moved_bytes=_moved(planning, context, chosen.layout) * windows,
+        written_bytes=turns * chosen.written_bytes,
+        diskless=_diskless(chosen, fitting, turns),
+    )
+
+
+def _diskless(chosen: Candidate, fitting: list[Candidate], turns: int) -> DisklessPlan | None:
+    dry = [candidate for candidate in fitting if not candidate.writes_disk]
+    if not chosen.writes_disk or not dry:
+        return None
+    best = fastest(dry)
+    stream = best.layout.stream
+    settings = "training.step=whole"
+    if stream is not None:
+        homes = f"stream.hidden_home={stream.hidden_home} stream.stash="
+        settings = f"{homes}true stream.stash_home={stream.stash_home}" if stream.stash else f"{homes}false"
+    return DisklessPlan(
+        step_seconds=turns * best.seconds,
+        gpu_peak_bytes=best.ledger.peak("gpu"),
+        host_peak_bytes=best.ledger.peak("host"),
+        settings=settings,
     )
 
 
@@ -327,7 +362,7 @@ def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tupl
     if on_disk:
         leanest = min(on_disk, key=lambda c: (c.short_of("host"), c.short_of("disk")))
         both = f"{_lacking(leanest, 'host')} more RAM and " if leanest.short_of("host") else ""
-        changes.append(f"{both}{_lacking(leanest, 'disk')} more free disk (hidden_home disk)")
+        changes.append(f"{both}{_lacking(leanest, 'disk')} more free disk")
     where = closest.shortages[0][0]
     place = "RAM" if where == "host" else "free disk"
     reason = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.plan.ledger_lines import Line, Place
+from engine.plan.ledger_lines import Line, Place, place_of
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 
@@ -30,7 +30,7 @@ def border_state_parts(work: Workload, plan: StreamPlan, device: Place) -> Itera
     each = found.state_values * 4 + found.conv_values * work.element
     yield Line(
         name="states of the recurrent layers at the tiles' borders",
-        where=plan.hidden_home if work.on_gpu or plan.hidden_home == "disk" else "host",
+        where=place_of(work, plan.hidden_home),
         bytes=found.layers * tiles * each,
         words=lambda: f"{found.layers} layers × {tiles:,} tiles × {each:,} B",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -10,30 +10,30 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
-from engine.plan.ledger_lines import Place, stored_bytes
+from engine.plan.ledger_lines import AT_HOME, QUANTISING, READ_AHEAD, Line, Place, home_parts
 from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
+from engine.plan.recurrent import border_state_parts
 from engine.plan.scoring import scoring_part
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.step_layout import StepLayout
-from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits, streams
-from engine.plan.time import TimePart, moved_by, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.stream_plan import BaseWeights, Home, StreamPlan, in_4_bits, streams
+from engine.plan.time import TimePart, moved_by, streamed_time, total_seconds, whole_sequence_time, written_by
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 
 HEADROOM = 0.12
 "Share of the GPU's memory, of RAM and of the free disk that a plan leaves free."
 
-# Minimum speed-up for which a plan is preferred despite its other costs.
-STREAMED_STEP = 1.1
-"The ordinary path has fewer moving parts; measured tiles are at least as fast as predicted (docs/benchmarks.md)."
+# Least speed-ups for which one storage of the base weights is preferred to another.
 FOUR_BIT_WEIGHTS = 1.05
 "4-bit weights approximate the model's own."
 STREAMED_WEIGHTS = 1.1
-DISK_HOME = 1.5
-"Each step writes all hidden states to disk, which wears solid-state disks."
+"Of weights in 16 bits that are streamed from the host over 4-bit ones; they fill the RAM."
 
+Grain = tuple[int, int, int]
+"""Tile, key block and loss chunk."""
 _GRAINS = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
-"Tile, key block and loss chunk, coarsest (fastest) first."
+"Coarsest (fastest) first."
 _CHECKPOINT_EVERY = (1, 2, 4, 8)
 
 
@@ -71,16 +71,31 @@ class Candidate:
     """One step layout with its ledger and its time."""
 
     layout: StepLayout
-    ledger: Ledger
     work: Workload
     speeds: Speeds
-    shortages: tuple[tuple[Place, int], ...]
-    "Bytes missing in each place that is too small."
+    budget: Budget
+    too_large: bool = False
+    "Whether what waits between the passes alone is known to leave no room, so that no ledger is needed to see it."
 
-    @property
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Ledger of one step."""
+        stream = self.layout.stream
+        if stream is None:
+            return whole_sequence_ledger(self.work, self.layout.weights, recompute=self.layout.recompute)
+        return streamed_ledger(self.work, stream)
+
+    @cached_property
+    def shortages(self) -> tuple[tuple[Place, int], ...]:
+        """Bytes missing in each place that is too small."""
+        places: tuple[Place, ...] = ("gpu", "host", "disk")
+        missing = [(where, self.ledger.peak(where) - self.budget.limit(where)) for where in places]
+        return tuple((where, short) for where, short in missing if short > 0)
+
+    @cached_property
     def fits(self) -> bool:
         """Whether every place has room, headroom included."""
-        return not self.shortages
+        return not self.too_large and not self.shortages
 
     @cached_property
     def time(self) -> tuple[TimePart, ...]:
@@ -104,14 +119,20 @@ class Candidate:
         return 0 if stream is None else moved_by(self.work, stream).total
 
     @property
-    def score(self) -> float:
-        """Seconds, weighted by the plan's other costs: the lowest is preferred."""
-        weights = self.layout.weights
-        score = self.seconds * (FOUR_BIT_WEIGHTS if in_4_bits(weights) else 1.0)
-        score *= STREAMED_WEIGHTS if streams(weights) else 1.0
-        if (stream := self.layout.stream) is not None:
-            score *= STREAMED_STEP * (DISK_HOME if stream.hidden_home == "disk" else 1.0)
-        return score
+    def written_bytes(self) -> int:
+        """Bytes that one window writes to the disk."""
+        stream = self.layout.stream
+        return 0 if stream is None else written_by(self.work, stream)
+
+    @property
+    def writes_disk(self) -> bool:
+        """Whether a step writes to the disk."""
+        return self.layout.stream is not None and self.layout.stream.spills
+
+    @property
+    def rank(self) -> tuple[float, bool, bool, bool]:
+        """Sorts candidates by their seconds, and of two alike the one with fewer moving parts first."""
+        return self.seconds, self.writes_disk, streams(self.layout.weights), self.layout.stream is not None
 
     def short_of(self, where: Place) -> int:
         """Returns the bytes missing in one place."""
@@ -146,7 +167,7 @@ def search(
     if way != "streamed":
         # Whole windows need all weights at once, so streamed weights alone allow no such plan.
         found += [
-            _whole_sequence(work, storage, speeds, budget, recompute=each)
+            Candidate(layout=_layout(work, storage, recompute=each), work=work, speeds=speeds, budget=budget)
             for storage in weights
             if not streams(storage)
             for each in again
@@ -157,59 +178,156 @@ def search(
     return found
 
 
-def _whole_sequence(
-    work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget, *, recompute: bool
-) -> Candidate:
-    ledger = whole_sequence_ledger(work, weights, recompute=recompute)
-    return _candidate(_layout(work, weights, recompute=recompute), ledger, work, speeds, budget)
+def fastest(candidates: Iterable[Candidate]) -> Candidate:
+    """Returns the candidate to choose: the fastest of one precision, and of the precisions the one worth its price.
+
+    Within a precision nothing weighs against speed, so that more memory, a disk or a faster GPU never lead to a slower
+    plan.
+    """
+    by_precision: dict[bool, list[Candidate]] = {}
+    for candidate in candidates:
+        by_precision.setdefault(in_4_bits(candidate.layout.weights), []).append(candidate)
+    best = [min(alike, key=lambda c: c.rank) for alike in by_precision.values()]
+
+    def price(candidate: Candidate) -> float:
+        weights = candidate.layout.weights
+        factor = FOUR_BIT_WEIGHTS if in_4_bits(weights) else 1.0
+        return candidate.seconds * factor * (STREAMED_WEIGHTS if streams(weights) else 1.0)
+
+    return min(best, key=price)
 
 
 def _streamed(
     work: Workload, weights: BaseWeights, speeds: Speeds, budget: Budget, fixed: Mapping[str, Any]
 ) -> Iterator[Candidate]:
-    grains: dict[tuple[object, ...], tuple[int, int, int]] = {}
-    for plan in _plans(work, weights, budget, fixed):
-        # Except for a home on the device, the home hardly changes which grain fits, so one grain serves these plans.
-        on_device = not work.on_gpu or plan.hidden_home == "gpu"
-        key = (plan.kv_home, plan.hidden_home == "disk", plan.weights_home, on_device and plan)
-        known = None
-        if key not in grains:
-            grains[key], known = _fit_grain(work, plan, budget, _grains(fixed))
-        grained = _with_grain(plan, grains[key])
-        if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, grained):
+    def candidate(plan: StreamPlan, *, too_large: bool = False) -> Candidate:
+        layout = _layout(work, weights, stream=plan)
+        return Candidate(layout=layout, work=work, speeds=speeds, budget=budget, too_large=too_large)
+
+    on_device: dict[tuple[object, ...], _OnDevice] = {}
+    fitting: list[StreamPlan] = []
+    for plan in _plans(work, weights, fixed):
+        if any(_outdoes(other, plan) for other in fitting):
+            continue
+        # Among homes other than the device, none changes what the device holds.
+        key = tuple(home == "gpu" for home in plan.homes), plan.kv_home, work.on_gpu or plan
+        if (device := on_device.get(key)) is None:
+            device = on_device[key] = _OnDevice.of(work, plan, budget, _grains(fixed))
+        elif not device.fits:
+            continue  # one plan tells what the device lacks
+        grained = [_with_grain(plan, grain) for grain in device.grains]
+        if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, grained[0]):
             continue  # every layer is in a ring: nothing to offload; equals the plan with the device as home
-        for each in (grained, _keeping_layers(work, grained, budget)):
-            if each is not None:
-                layout = _layout(work, weights, stream=each)
-                ledger = known if known is not None and each is grained else streamed_ledger(work, each)
-                yield _candidate(layout, ledger, work, speeds, budget)
+        if device.too_large(work, grained[-1], budget):
+            yield candidate(grained[0], too_large=True)
+            continue
+        found = candidate(grained[0])
+        if found.short_of("host") and plan.spills and candidate(grained[-1]).fits:
+            # Tiles on their way to the disk are staged on the host: the coarsest that it has room for.
+            found = next(finer for finer in map(candidate, grained) if finer.fits)
+        yield found
+        stream = found.layout.stream
+        assert stream is not None
+        if found.fits:
+            fitting.append(stream)
+        if device.layers and stream.checkpoint_every == 1:
+            yield candidate(replace(stream, keep_layers=device.layers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnDevice:
+    """What plans have in common that leave the same data on the device."""
+
+    grains: list[Grain]
+    "Those with which they fit the device, coarsest first; the finest where none does."
+    fits: bool
+    layers: int | None
+    "Layers of a single tile that the device has room to keep."
+    rest: Mapping[Place, int]
+    "Least bytes of what is not in the homes between the passes; empty where the host is the device."
+
+    @staticmethod
+    def of(work: Workload, plan: StreamPlan, budget: Budget, grains: Sequence[Grain]) -> _OnDevice:
+        # Of the tiles that are longer than the window, the shortest holds it whole.
+        following = [*(tile for tile, _, _ in grains[1:]), 0]
+        usable = [
+            grain
+            for grain, finer in zip(grains, following, strict=True)
+            if grain[0] <= work.context or finer < work.context or grain[0] == grains[-1][0]
+        ]
+        cut = [(min(tile, work.context), min(key_block, work.context), piece) for tile, key_block, piece in usable]
+        place: Place = "gpu" if work.on_gpu else "host"
+        for grain in cut:
+            coarsest = _with_grain(plan, grain)
+            ledger = streamed_ledger(work, coarsest)
+            if fits := ledger.peak(place) <= budget.limit(place):
+                break
+        waiting = {QUANTISING, AT_HOME, READ_AHEAD, *(line.name for line in _waiting(work, coarsest))}
+        rest: dict[Place, int] = {}
+        if work.on_gpu:
+            for where in ("host", "disk"):
+                rest[where] = sum(
+                    line.bytes for line in ledger.lines if line.where == where and line.name not in waiting
+                )
+        return _OnDevice(
+            grains=cut[cut.index(grain) :],
+            fits=fits,
+            layers=_kept_layers(work, coarsest, budget) if fits else None,
+            rest=rest,
+        )
+
+    def too_large(self, work: Workload, plan: StreamPlan, budget: Budget) -> bool:
+        """Whether a plan, with the finest grain, leaves no room on the host or the disk."""
+        needed = dict(self.rest)
+        for line in _waiting(work, plan) if needed else ():
+            if line.where in needed:
+                needed[line.where] += line.bytes
+        return any(size > budget.limit(where) for where, size in needed.items())
+
+
+def _waiting(work: Workload, plan: StreamPlan) -> list[Line]:
+    """Lists what waits in the homes between the passes, apart from weights."""
+    return [*home_parts(work, plan, min(plan.tile, work.context)), *border_state_parts(work, plan, "gpu")]
+
+
+_NEARER: Mapping[Home, int] = {"gpu": 0, "host": 1, "disk": 2}
+
+
+def _outdoes(one: StreamPlan, other: StreamPlan) -> bool:
+    """Whether a plan takes no longer than another and writes no more to the disk, with the same data on the device."""
+    alike = one.kv_home == other.kv_home and one.stash == other.stash
+    on_device = [tuple(home == "gpu" for home in plan.homes) for plan in (one, other)]
+    if not alike or on_device[0] != on_device[1] or one.checkpoint_every > other.checkpoint_every:
+        return False
+    homes = zip((one.weights_home, *one.homes), (other.weights_home, *other.homes), strict=True)
+    return all(_NEARER[mine] <= _NEARER[its] for mine, its in homes)
 
 
 def _all_in_rings(work: Workload, plan: StreamPlan) -> bool:
     return layers_of_ring(work.spec, plan.tile, work.context)[0] == work.spec.layers
 
 
-def _keeping_layers(work: Workload, plan: StreamPlan, budget: Budget) -> StreamPlan | None:
-    """Returns a single tile's plan with as many layers kept as the GPU has room for; None if it has room for none."""
-    if not work.on_gpu or work.context > plan.tile or plan.streams_weights or plan.checkpoint_every > 1:
+def _kept_layers(work: Workload, plan: StreamPlan, budget: Budget) -> int | None:
+    """Counts the layers of a single tile's plan that the GPU has room to keep; None if it has room for none."""
+    if not work.on_gpu or work.context > plan.tile or plan.streams_weights:
         return None
     fit, least_unfit = 0, work.spec.layers + 1
     while least_unfit - fit > 1:  # memory rises with each layer kept
         layers = (fit + least_unfit) // 2
         keeping = streamed_ledger(work, replace(plan, keep_layers=layers))
         fit, least_unfit = (layers, least_unfit) if keeping.peak("gpu") <= budget.gpu else (fit, layers)
-    return replace(plan, keep_layers=fit) if fit else None
+    return fit or None
 
 
-def _plans(work: Workload, weights: BaseWeights, budget: Budget, fixed: Mapping[str, Any]) -> Iterator[StreamPlan]:
-    stashes = (fixed["stash"],) if "stash" in fixed else (True, False)
-    homes = product(_weight_homes(work, weights, budget, fixed), _homes(fixed, on_gpu=work.on_gpu))
+def _plans(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[StreamPlan]:
+    """Yields the plans of one storage, but for their grain; a plan comes before those that it may outdo."""
+    homes = product(_weight_homes(work, weights, fixed), _homes(fixed, on_gpu=work.on_gpu))
     for weights_home, (kv_home, hidden_home) in homes:
         steps = _CHECKPOINT_EVERY if hidden_home != "gpu" else (1,)
         for every in (fixed["checkpoint_every"],) if "checkpoint_every" in fixed else steps:
             if every > work.spec.layers and "checkpoint_every" not in fixed:
                 continue
-            for stash in stashes:
+            for stash, stash_home in _stashes(fixed, kv_home, hidden_home):
                 yield StreamPlan(
                     weights=weights,
                     weights_home=weights_home,
@@ -217,23 +335,33 @@ def _plans(work: Workload, weights: BaseWeights, budget: Budget, fixed: Mapping[
                     hidden_home=hidden_home,
                     checkpoint_every=min(every, work.spec.layers),
                     stash=stash,
+                    stash_home=stash_home,
                     activation_bits=work.activation_bits,
                     attention=fixed.get("attention", "auto"),
                 )
 
 
+def _stashes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> Iterator[tuple[bool, Home]]:
+    """Yields whether attention outputs are saved, and their home, cheapest first."""
+    homes: tuple[Home, ...] = ("host", "disk") if hidden_home != "gpu" else ("gpu", "host", "disk")
+    if "stash_home" in fixed:
+        homes = (fixed["stash_home"],)
+    if fixed.get("stash", True):
+        yield from ((True, home) for home in homes if (kv_home, home) != ("host", "gpu"))
+    if not fixed.get("stash", False):
+        yield False, homes[0] if "stash_home" in fixed else hidden_home
+
+
 def _weight_homes(
-    work: Workload, weights: BaseWeights, budget: Budget, fixed: Mapping[str, Any]
+    work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]
 ) -> tuple[Literal["host", "disk"], ...]:
-    """Homes of streamed 4-bit weights; the disk is tried where they would take half of the RAM or more.
+    """Homes of streamed 4-bit weights.
 
     Of a model with experts no 4-bit copy is kept that could be mapped (engine.models.four_bit_folder).
     """
     if weights != "nf4-streamed" or work.spec.sparse_layers:
         return ("host",)
-    if "weights_home" in fixed:
-        return (fixed["weights_home"],)
-    return ("host", "disk") if 2 * stored_bytes(work, weights) > budget.host else ("host",)
+    return (fixed["weights_home"],) if "weights_home" in fixed else ("host", "disk")
 
 
 def _homes(fixed: Mapping[str, Any], *, on_gpu: bool) -> list[tuple[Any, Any]]:
@@ -246,8 +374,8 @@ def _homes(fixed: Mapping[str, Any], *, on_gpu: bool) -> list[tuple[Any, Any]]:
     return [home for home in wanted if home != ("host", "gpu")]
 
 
-def _grains(fixed: Mapping[str, Any]) -> list[tuple[int, int, int]]:
-    """Tile, key block and loss chunk, coarsest first."""
+def _grains(fixed: Mapping[str, Any]) -> list[Grain]:
+    """Lists the grains, coarsest first."""
     grains = []
     for usual_tile, usual_block, loss_piece in _GRAINS:
         tile = fixed.get("tile", min(usual_tile, fixed.get("key_block", usual_tile)))
@@ -256,27 +384,7 @@ def _grains(fixed: Mapping[str, Any]) -> list[tuple[int, int, int]]:
     return list(dict.fromkeys(grains))
 
 
-def _fit_grain(
-    work: Workload, plan: StreamPlan, budget: Budget, grains: list[tuple[int, int, int]]
-) -> tuple[tuple[int, int, int], Ledger]:
-    """Returns the coarsest grain with which the plan fits the device, or the finest if none does; and its ledger.
-
-    With a disk home, tiles are staged in host memory, so they must fit there as well.
-    """
-    places: list[Place] = ["gpu" if work.on_gpu else "host"]
-    if plan.hidden_home == "disk":
-        places.append("host")
-    for tile, key_block, loss_piece in grains:
-        if tile > work.context and tile != grains[-1][0]:
-            continue
-        grain = min(tile, work.context), min(key_block, work.context), loss_piece
-        ledger = streamed_ledger(work, _with_grain(plan, grain))
-        if all(ledger.peak(where) <= budget.limit(where) for where in places):
-            break
-    return grain, ledger
-
-
-def _with_grain(plan: StreamPlan, grain: tuple[int, int, int]) -> StreamPlan:
+def _with_grain(plan: StreamPlan, grain: Grain) -> StreamPlan:
     tile, key_block, loss_piece = grain
     return replace(plan, tile=tile, key_block=key_block, loss_piece=loss_piece)
 
@@ -290,16 +398,4 @@ def _layout(
         precision="nf4" if in_4_bits(weights) else work.compute_type,
         master_home=work.master_home,
         window_ranks=work.ranks,
-    )
-
-
-def _candidate(layout: StepLayout, ledger: Ledger, work: Workload, speeds: Speeds, budget: Budget) -> Candidate:
-    places: tuple[Place, ...] = ("gpu", "host", "disk")
-    missing = [(where, ledger.peak(where) - budget.limit(where)) for where in places]
-    return Candidate(
-        layout=layout,
-        ledger=ledger,
-        work=work,
-        speeds=speeds,
-        shortages=tuple((where, short) for where, short in missing if short > 0),
     )

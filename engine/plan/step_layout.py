@@ -86,7 +86,8 @@ class StepLayout:
         plan = self.stream
         return (
             f"tiles of {plan.tile:,}, hidden states on {plan.hidden_home}, keys on {plan.kv_home}, "
-            f"weights {plan.weights}, stash {'on' if plan.stash else 'off'}, every {plan.checkpoint_every} layers kept"
+            f"weights {plan.weights}, stash {f'on {plan.stash_home}' if plan.stash else 'off'}, "
+            f"every {plan.checkpoint_every} layers kept"
         )
 
 

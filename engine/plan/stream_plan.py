@@ -43,7 +43,9 @@ class StreamPlan:
     kv_home: Literal["gpu", "host"] = "gpu"
     "Home of one layer's keys, values and their gradients; on the host, GPU memory does not grow with context."
     hidden_home: Home = "host"
-    "Home of hidden states and the saved attention output between the passes."
+    "Home of hidden states and their gradient between the passes."
+    stash_home: Home = None  # type: ignore[assignment]
+    "Home of the saved attention outputs, which are written and read once each; unset: that of the hidden states."
     activation_bits: Literal[16, 8, 4] = 16
     "Width of the stored hidden states; 8 and 4 are approximate (block-wise quantisation)."
     keep_layers: int = 0
@@ -55,6 +57,8 @@ class StreamPlan:
     "Name of the attention backend; auto takes the fastest measured."
 
     def __post_init__(self) -> None:
+        if vars(self)["stash_home"] is None:
+            object.__setattr__(self, "stash_home", self.hidden_home)
         for field, (hint, allowed) in _hints().items():
             value = getattr(self, field)
             if allowed and value not in allowed:
@@ -83,6 +87,21 @@ class StreamPlan:
                 "kv_home host with hidden_home gpu: hidden states of all layers are larger than "
                 "one layer's keys and values; move the hidden states first"
             )
+        if self.kv_home == "host" and self.stash and self.stash_home == "gpu":
+            raise StreamPlanError(
+                "kv_home host with stash_home gpu: saved attention outputs of all layers are larger than "
+                "one layer's keys and values; move the outputs first"
+            )
+
+    @property
+    def spills(self) -> bool:
+        """Whether a step writes to the disk."""
+        return "disk" in self.homes
+
+    @property
+    def homes(self) -> tuple[Home, ...]:
+        """Homes of what waits between the passes: of hidden states, and of attention outputs if they are saved."""
+        return (self.hidden_home, self.stash_home) if self.stash else (self.hidden_home,)
 
     @property
     def streams_weights(self) -> bool:

@@ -19,7 +19,7 @@ from engine.plan.full_tuning import (
     update_seconds,
     way_home_seconds,
 )
-from engine.plan.ledger_lines import NF4_BITS, stored_bytes
+from engine.plan.ledger_lines import NF4_BITS, Place, place_of, stashes_kv, stored_bytes
 from engine.plan.recurrent import recurrence_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
@@ -128,12 +128,14 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     moved = _moved(work, plan, tiles, again)
     tiles_seconds, pages = moved.seconds(plan, speeds)
     transfers = tiles_seconds + pages
-    # Overlapped transfers are free up to the computing time; the rest, and all beyond that time, is waited for.
+    # Overlapped transfers are free up to the time that the GPU computes or waits for launches; the rest, and all beyond
+    # that time, is waited for.
     hidden = OVERLAP * tiles_seconds + PAGE_OVERLAP * pages
-    waited = transfers - hidden * min(1.0, busy / transfers) if transfers else 0.0
+    span = sum(max(computing, calls * speeds.launch) for computing, calls in (stages[0], stages[2]))
+    waited = transfers - hidden * min(1.0, span / transfers) if transfers else 0.0
     if waited:
         share = hidden / transfers
-        formula = f"{transfers:,.3g} s of transfers, of which {share:.0%} hides behind {busy:,.3g} s of computing"
+        formula = f"{transfers:,.3g} s of transfers, of which {share:.0%} hides behind {span:,.3g} s of computing"
         formula += f"; {moved.words}"
         parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
     parts += _exchange_parts(work, speeds, sum(part.seconds for part in layers[:2]))
@@ -397,28 +399,40 @@ class Moved:
     """Bytes that one window moves between the GPU and the homes of its data."""
 
     weights: float
-    tiles: float
-    "Hidden states, their gradients and the saved attention output."
+    hidden: float
+    "Hidden states and their gradients."
+    stash: float
+    "Saved attention outputs, with keys and values that are saved beside them."
     pages: float
     "Keys, values and their gradients that wait on the host."
 
     @property
     def total(self) -> int:
         """All of them."""
-        return round(self.weights + self.tiles + self.pages)
+        return round(self.weights + self.hidden + self.stash + self.pages)
 
     @property
     def words(self) -> str:
         """Lists the bytes of each kind that is moved."""
-        kinds = {"weights": self.weights, "hidden states": self.tiles, "keys and values": self.pages}
+        kinds = {
+            "weights": self.weights,
+            "hidden states": self.hidden,
+            "attention outputs": self.stash,
+            "keys and values": self.pages,
+        }
         moved = [f"{size:.3g} B of {name}" for name, size in kinds.items() if size]
         return "a window moves " + " and ".join(moved)
 
     def seconds(self, plan: StreamPlan, speeds: Speeds) -> tuple[float, float]:
-        """Returns the seconds of the copies, not overlapped: tiles and weights; key blocks."""
-        home = speeds.disk if plan.hidden_home == "disk" else speeds.link
-        read = min(speeds.link, speeds.disk) if plan.weights_home == "disk" else speeds.link
-        return self.tiles / home + self.weights / read, self.pages / speeds.link
+        """Returns the seconds of the copies, not overlapped: tiles and weights; key blocks.
+
+        The transfers of the host and those of the disk are added up, as if they never ran beside each other.
+        """
+        disk = min(speeds.link, speeds.disk)  # what waits on the disk crosses the link as well
+        tiles = 0.0
+        for moved, home in ((self.hidden, plan.hidden_home), (self.stash, plan.stash_home)):
+            tiles += moved / (disk if home == "disk" else speeds.link)
+        return tiles + self.weights / (disk if plan.weights_home == "disk" else speeds.link), self.pages / speeds.link
 
 
 def moved_by(work: Workload, plan: StreamPlan) -> Moved:
@@ -426,24 +440,40 @@ def moved_by(work: Workload, plan: StreamPlan) -> Moved:
     return _moved(work, plan, -(-work.context // min(plan.tile, work.context)), 1 - 1 / plan.checkpoint_every)
 
 
+def written_by(work: Workload, plan: StreamPlan) -> int:
+    """Returns the bytes that one streamed window writes to the disk."""
+    spec, element, ratio = work.spec, work.element, plan.activation_bits / 16
+    written = 0.0
+    if plan.hidden_home == "disk":
+        # Each layer's input once, and again where it is recomputed; the gradient stream once for each layer.
+        written += spec.layers * spec.hidden_size * element * ((2 - 1 / plan.checkpoint_every) * ratio + 1)
+    if plan.stash and plan.stash_home == "disk":
+        keys = spec.stored_width * element if stashes_kv(spec) else 0
+        written += spec.attending_layers * (spec.output_width * element + 4 * spec.heads + keys)
+    return round(work.context * written)
+
+
 def _moved(work: Workload, plan: StreamPlan, tiles: int, again: float) -> Moved:
-    if not work.on_gpu:
-        return Moved(weights=0.0, tiles=0.0, pages=0.0)
     spec, n, e = work.spec, work.context, work.element
+    device: Place = "gpu" if work.on_gpu else "host"
     ratio = plan.activation_bits / 16
     # Hidden states are written and read in the forward, and read for the refill and in the backward. The gradient
     # stream is read and written. A layer that is not stored is recomputed, and written and read once more.
     hidden = spec.layers * n * spec.hidden_size * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
+    stash = 0.0
     if plan.stash:
-        hidden += 2 * spec.attending_layers * n * (spec.output_width * e + 4 * spec.heads)
+        # Written in the forward and read in the backward; outputs also where a layer is recomputed.
+        outputs = (2 + again) * (spec.output_width * e + 4 * spec.heads)
+        stash = spec.attending_layers * n * (outputs + (2 * spec.stored_width * e if stashes_kv(spec) else 0))
     pages = 0.0
-    if plan.kv_home == "host":
+    if plan.kv_home == "host" and work.on_gpu:
         # Every tile reads all earlier keys, half of n on average. Backward also reads and writes fp32 gradients.
         values = _paged_layers(work, plan) * n * (tiles - 1) / 2 * spec.stored_width
         reads = (1 if plan.stash else 2 + again) + 1
         pages = values * (reads * e + 2 * 4)
     return Moved(
-        weights=(3 + again) * stored_bytes(work, plan.weights) if plan.streams_weights else 0.0,
-        tiles=0.0 if plan.hidden_home == "gpu" else hidden,
+        weights=(3 + again) * stored_bytes(work, plan.weights) if plan.streams_weights and work.on_gpu else 0.0,
+        hidden=0.0 if place_of(work, plan.hidden_home) == device else hidden,
+        stash=0.0 if place_of(work, plan.stash_home) == device else stash,
         pages=pages,
     )

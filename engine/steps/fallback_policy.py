@@ -89,7 +89,7 @@ def _levels(plan: StreamPlan, place: Place, policy: FallbackPolicy) -> Iterator[
     if place == "GPU":
         yield from _on_device(plan, on_gpu=policy.on_gpu)
     if place == "host" or not policy.on_gpu:
-        yield from _between(plan, policy.layers)
+        yield from _between(plan, policy)
 
 
 def _first_plan(policy: FallbackPolicy) -> StreamPlan:
@@ -103,11 +103,13 @@ def _on_device(plan: StreamPlan, *, on_gpu: bool) -> Iterator[StreamPlan]:
     """Yields plans with less GPU memory, the cheapest in time first."""
     if plan.keep_layers:
         yield replace(plan, keep_layers=plan.keep_layers // 2)
+    if on_gpu and plan.stash and plan.stash_home == "gpu":
+        yield replace(plan, stash_home="host")
     if on_gpu and plan.hidden_home == "gpu":
         yield replace(plan, hidden_home="host")
     if plan.tile > 2 * _LEAST_TILE:
         yield _finer(plan)
-    if on_gpu and plan.kv_home == "gpu" and plan.hidden_home != "gpu":
+    if on_gpu and plan.kv_home == "gpu" and "gpu" not in plan.homes:
         yield replace(plan, kv_home="host")
     if on_gpu and not plan.streams_weights:
         yield replace(plan, weights=base_weights(four_bit=plan.four_bit_weights, streamed=True))
@@ -121,11 +123,14 @@ def _finer(plan: StreamPlan) -> StreamPlan:
     return replace(plan, tile=tile, key_block=max(tile, plan.key_block // 2), loss_piece=piece)
 
 
-def _between(plan: StreamPlan, layers: int) -> Iterator[StreamPlan]:
+def _between(plan: StreamPlan, policy: FallbackPolicy) -> Iterator[StreamPlan]:
     """Yields plans that keep less in host memory between the passes."""
-    if plan.hidden_home != "disk":
+    in_ram = ("host",) if policy.on_gpu else ("gpu", "host")
+    if plan.stash and plan.stash_home in in_ram:
+        yield replace(plan, stash_home="disk")  # written and read once each, hidden states several times
+    if plan.hidden_home in in_ram:
         yield replace(plan, hidden_home="disk")
-    yield from _less_kept(plan, layers)
+    yield from _less_kept(plan, policy.layers)
 
 
 def _on_disk(plan: StreamPlan, layers: int) -> Iterator[StreamPlan]:

@@ -38,7 +38,7 @@ class StreamedWindows:
         tuning: Owns the model and the trained weights.
         plan: The layout.
         device: The compute device.
-        spill_directory: Directory for hidden states on disk.
+        spill_directory: Directory of the files of homes on disk.
         label_smoothing: Label smoothing of the training loss.
         store: Saves a long step's state; None to save none.
         make: StreamedStep, with the sharding of several ranks.

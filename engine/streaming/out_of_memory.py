@@ -79,6 +79,8 @@ def _smaller_plan(place: str, plan: StreamPlan, *, pageable: bool) -> str:
     steps = []
     if place in ("host", "disk"):
         other = "disk" if place == "host" else "host"
+        if plan.stash and plan.stash_home != other:
+            steps.append(f"stash_home={other}")
         if plan.hidden_home != other:
             steps.append(f"hidden_home={other}")
         if plan.stash:

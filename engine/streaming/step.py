@@ -60,7 +60,7 @@ class StreamedStep:
             (with streamed weights: on the host; everything but the decoder layers is moved to `device`).
         plan: The layout.
         device: The compute device.
-        spill_directory: Directory for `hidden_home="disk"`.
+        spill_directory: Directory of the files of homes on disk.
         label_smoothing: Label smoothing of the training loss; `evaluate` has none.
         wide_gradients: Collects the gradients of 16-bit parameters, and outlives this object. None: this object's
             own, in `sums`.

@@ -28,7 +28,7 @@ class TileFactory:
 
     def __init__(self, home: Home, device: torch.device, streams: CopyStreams | None, directory: Path | None) -> None:
         if home == "disk" and directory is None:
-            raise StreamPlanError("hidden_home disk needs a directory for its files")
+            raise StreamPlanError("a home on disk needs a directory for its files")
         self.home, self.device, self._streams, self._directory = home, device, streams, directory
         self._staging: DiskStaging | None = None
 

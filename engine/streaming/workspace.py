@@ -34,7 +34,7 @@ class Workspace:
         plan: Names the buffers' homes.
         device: The compute device.
         streams: Side streams of a CUDA device, None on a CPU.
-        spill_directory: Directory for `hidden_home="disk"`.
+        spill_directory: Directory of the files of homes on disk.
     """
 
     def __init__(
@@ -47,6 +47,9 @@ class Workspace:
     ) -> None:
         self._decoder, self._plan, self._device, self._streams = decoder, plan, device, streams
         self._factory = TileFactory(plan.hidden_home, device, streams, spill_directory)
+        self._stash_factory = self._factory
+        if plan.stash and plan.stash_home != plan.hidden_home:
+            self._stash_factory = TileFactory(plan.stash_home, device, streams, spill_directory)
         self._hidden: HiddenStates | None = None
         self._attention: AttentionLayers | None = None
         self.border_states = BorderStates(self._new_border_array, self._new_border_reader)
@@ -103,7 +106,7 @@ class Workspace:
         backends = BackendByWidth.of(self._device, dtype, self._decoder.attention_shapes, plan.attention)
 
         def new_array(width: int, array_dtype: torch.dtype) -> TileArray:
-            array = self._factory.array(self.context, width, array_dtype, plan.tile)
+            array = self._stash_factory.array(self.context, width, array_dtype, plan.tile)
             array.rows = self._rows
             return array
 
@@ -178,7 +181,8 @@ class Workspace:
                 self._attention.saved.close()
         self.border_states.close()
         self._hidden = self._attention = None
-        self._factory.release()
+        for factory in (self._factory, self._stash_factory):
+            factory.release()
         self.context = 0
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

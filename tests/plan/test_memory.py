@@ -39,6 +39,7 @@ plans = st.builds(
     weights=st.sampled_from(["resident", "nf4", "streamed", "nf4-streamed"]),
     kv_home=st.just("gpu"),
     hidden_home=st.sampled_from(["gpu", "host", "disk"]),
+    stash_home=st.sampled_from(["gpu", "host", "disk"]),
     activation_bits=st.sampled_from([16, 8, 4]),
 )
 

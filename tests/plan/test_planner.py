@@ -272,7 +272,7 @@ def test_what_cannot_be_is_one_line_with_a_remedy(sections, machine, code):
 def test_a_choice_that_was_taken_from_the_planner_is_named_where_it_is_what_does_not_fit():
     large, small = with_card("rtx-3060-12gb", ram=64, disk=500), with_card("rtx-3060-12gb", ram=8, disk=1)
     assert _remedy(large, hidden_home="gpu", stash=True).startswith("it would fit without stream.hidden_home=gpu; ")
-    both = _remedy(large, hidden_home="host", checkpoint_every=1, stash=True)
+    both = _remedy(large, hidden_home="host", stash_home="host", checkpoint_every=1, stash=True)
     assert both.startswith("it would fit without stream.")
     assert "stream." not in _remedy(small, stash=True)  # nor does it fit without
 

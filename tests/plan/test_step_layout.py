@@ -22,6 +22,7 @@ PLANS = st.builds(
     weights=st.sampled_from(["resident", "nf4", "streamed", "nf4-streamed"]),
     kv_home=st.sampled_from(["gpu", "host"]),
     hidden_home=st.sampled_from(["host", "disk"]),
+    stash_home=st.sampled_from(["host", "disk"]),
     activation_bits=st.sampled_from([16, 8, 4]),
     loss_piece=st.sampled_from([64, 1024]),
     attention=st.sampled_from(["auto", "flash"]),
@@ -53,6 +54,14 @@ def test_a_choice_that_an_earlier_version_did_not_know_is_its_default():
     message = StepLayout(stream=StreamPlan(tile=256, key_block=256)).as_json()
     del message["keep_layers"]
     assert StepLayout.from_json(message).stream == StreamPlan(tile=256, key_block=256)
+
+
+@pytest.mark.parametrize("home", ["host", "disk"])
+def test_earlier_versions_kept_attention_outputs_beside_the_hidden_states(home):
+    layout = StepLayout(stream=StreamPlan(hidden_home=home, stash_home=home))
+    message, old = layout.as_json(), {"stream": dataclasses.asdict(layout.stream), "recompute": False}
+    del message["stash_home"], old["stream"]["stash_home"]
+    assert StepLayout.from_json(message) == StepLayout.from_json(old) == layout
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ test_out_of_memory = test_step.test_out_of_memory_is_one_typed_error_and_everyth
 test_quantised_hidden_states = test_step.test_quantised_hidden_states_are_close_and_small
 
 
-@pytest.mark.parametrize("options", [{"stash": False}, {"checkpoint_every": 2}, {"hidden_home": "disk"}])
+@pytest.mark.parametrize("options", [{"stash": False}, {"checkpoint_every": 2}, {"stash_home": "disk"}])
 @pytest.mark.parametrize("keep", [0, 1])
 def test_one_tile_with_every_option(options, keep, tmp_path):
     test_one_tile.test_gradient_of_every_option("gemma3_text", options, keep, tmp_path)
@@ -78,7 +78,14 @@ def test_killed_at_every_layer_boundary(name, tmp_path):
 def test_every_schedule_of_packed_windows(schedule, stash, hidden_home, tmp_path, copied):
     """Windowed and full layers, documents that begin within a tile, pages, checkpoints: five tiles."""
     plan = StreamPlan(
-        tile=19, key_block=31, loss_piece=20, stash=stash, kv_home="host", hidden_home=hidden_home, checkpoint_every=2
+        tile=19,
+        key_block=31,
+        loss_piece=20,
+        stash=stash,
+        kv_home="host",
+        hidden_home=hidden_home,
+        stash_home=hidden_home,
+        checkpoint_every=2,
     )
     check("gemma3_text", plan, tmp_path, (0, 7, 60))
     assert copied[0].to_device.copies > 100

@@ -28,7 +28,7 @@ from tests.streaming.models import tiny_model
 home, folder = sys.argv[1:]
 model = tiny_model("llama")
 tokens = torch.randint(0, 97, (120_000,), generator=torch.Generator().manual_seed(1))
-plan = StreamPlan(tile=4096, key_block=4096, hidden_home=home)
+plan = StreamPlan(tile=4096, key_block=4096, hidden_home=home, stash_home=home)
 with StreamedStep(model, plan, device=torch.device("cpu"), spill_directory=Path(folder)) as step:
     step.run(tokens[:4096], document_starts=range(0, 4096, 256))  # everything imported and warm
     model.zero_grad()

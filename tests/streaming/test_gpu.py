@@ -42,11 +42,19 @@ OPTIONS = {
     "pinned hidden states": {},
     "no stash": {"stash": False},
     "checkpoints": {"checkpoint_every": 2},
-    "disk": {"hidden_home": "disk"},
+    "disk": {"hidden_home": "disk", "stash_home": "disk"},
+    "attention outputs on the disk": {"stash_home": "disk"},
+    "attention outputs on the GPU": {"hidden_home": "gpu", "stash_home": "gpu"},
     "on the GPU": {"hidden_home": "gpu"},
     "streamed weights": {"weights": "streamed"},
     "host keys and values": {"kv_home": "host"},
-    "all of it": {"checkpoint_every": 3, "hidden_home": "disk", "weights": "streamed", "kv_home": "host"},
+    "all of it": {
+        "checkpoint_every": 3,
+        "hidden_home": "disk",
+        "stash_home": "disk",
+        "weights": "streamed",
+        "kv_home": "host",
+    },
 }
 
 

@@ -27,7 +27,7 @@ OPTIONS = {
     "checkpoints": {"checkpoint_every": 2},
     "checkpoints, no stash": {"checkpoint_every": 3, "stash": False},
     "hidden states on the GPU": {"hidden_home": "gpu"},
-    "disk": {"hidden_home": "disk"},
+    "disk": {"hidden_home": "disk", "stash_home": "disk"},
     "host keys and values": {"kv_home": "host"},
 }
 

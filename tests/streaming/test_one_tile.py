@@ -22,7 +22,14 @@ def _tokens(n):
 
 @pytest.mark.parametrize("keep", [0, 1, 99])
 @pytest.mark.parametrize(
-    "options", [{}, {"stash": False}, {"checkpoint_every": 2}, {"hidden_home": "gpu"}, {"hidden_home": "disk"}]
+    "options",
+    [
+        {},
+        {"stash": False},
+        {"checkpoint_every": 2},
+        {"hidden_home": "gpu"},
+        {"hidden_home": "disk", "stash_home": "disk"},
+    ],
 )
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text", "phi"])
 def test_gradient_of_every_option(family, options, keep, tmp_path):

@@ -43,11 +43,18 @@ OPTIONS = {
     "checkpoints": {"checkpoint_every": 2},
     "checkpoints, no stash": {"checkpoint_every": 2, "stash": False},
     "more layers between checkpoints than there are": {"checkpoint_every": 9, "stash": False},
-    "disk": {"hidden_home": "disk"},
+    "disk": {"hidden_home": "disk", "stash_home": "disk"},
+    "attention outputs on the disk": {"stash_home": "disk", "checkpoint_every": 2},
     "hidden states on the device": {"hidden_home": "gpu"},
     "streamed weights": {"weights": "streamed"},
     "host keys and values": {"kv_home": "host"},
-    "everything": {"checkpoint_every": 3, "hidden_home": "disk", "weights": "streamed", "kv_home": "host"},
+    "everything": {
+        "checkpoint_every": 3,
+        "hidden_home": "disk",
+        "stash_home": "disk",
+        "weights": "streamed",
+        "kv_home": "host",
+    },
 }
 
 

@@ -48,7 +48,7 @@ def test_an_abandoned_sequence_does_not_leak_into_the_next(tmp_path):
     model = tiny_model("llama")
     expected_loss, expected = whole_sequence(model, _tokens(50))
     other = torch.randint(0, 97, (50,), generator=torch.Generator().manual_seed(2))
-    plan = StreamPlan(tile=16, key_block=16, hidden_home="disk")
+    plan = StreamPlan(tile=16, key_block=16, hidden_home="disk", stash_home="disk")
     with StreamedStep(model, plan, device=CPU, spill_directory=tmp_path) as step:
         for after in range(28):
             asked = iter(range(1000))

@@ -200,7 +200,7 @@ def test_any_layout(layout):
 
 def test_sequences_of_changing_length_share_the_ring(tmp_path):
     model = make("qwen2", 19)
-    plan = StreamPlan(tile=16, key_block=16, hidden_home="disk")
+    plan = StreamPlan(tile=16, key_block=16, hidden_home="disk", stash_home="disk")
     with StreamedStep(model, plan, device=CPU, spill_directory=tmp_path) as step:
         for n in (90, 33, 17, 12, 64, 90, 120):
             ids = draw(n, seed=n)

@@ -358,6 +358,7 @@ PLANS = st.builds(
     keep_layers=st.sampled_from([0, 5]),
     kv_home=st.just("gpu"),
     hidden_home=st.sampled_from(["gpu", "host", "disk"]),
+    stash_home=st.sampled_from(["gpu", "host", "disk"]),
 )
 
 
@@ -365,7 +366,9 @@ PLANS = st.builds(
     layout=st.one_of(st.builds(StepLayout, recompute=st.booleans()), st.builds(StepLayout, stream=PLANS)),
     places=st.lists(st.sampled_from(["GPU", "host", "disk"]), min_size=1, max_size=3),
     on_gpu=st.booleans(),
-    fixed=st.sets(st.sampled_from(["tile", "key_block", "loss_piece", "stash", "hidden_home", "kv_home", "weights"])),
+    fixed=st.sets(
+        st.sampled_from(["tile", "key_block", "loss_piece", "stash", "hidden_home", "stash_home", "kv_home", "weights"])
+    ),
 )
 @example(
     layout=StepLayout(stream=replace(PLAN, tile=128, key_block=16384, hidden_home="gpu")),

@@ -1,0 +1,154 @@
+"""The search takes the fastest plan: more memory, a disk or a faster GPU never lead to a slower one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import StreamPlanError
+from engine.hardware.cards import cards, simulate
+from engine.hardware.machine import GIB
+from engine.models.catalogue import catalogue, find_model
+from engine.plan.memory import streamed_ledger
+from engine.plan.planner import plan_context
+from engine.plan.request import PlanRequest, streaming_refusal, workload_of
+from engine.plan.search import FOUR_BIT_WEIGHTS, STREAMED_WEIGHTS, Budget
+from engine.plan.speeds import speeds_of
+from engine.plan.stream_plan import StreamPlan
+from engine.plan.time import streamed_time, total_seconds
+from tests.plan.machines import with_card
+
+CONTEXTS = (512, 4096, 12_345, 32_768, 131_072, 524_288, 1_048_576, 4_194_304)
+
+
+def seconds(machine, spec, context, precision):
+    row = plan_context(PlanRequest.of(machine, spec, precision), context)
+    return row.step_seconds if row.fits else math.inf
+
+
+def better_machines(machine, factor):
+    """Machines with more of one thing each."""
+    (gpu,) = machine.gpus
+    more = round((factor - 1) * machine.ram_total)
+    replace = dataclasses.replace
+    yield replace(machine, ram_total=machine.ram_total + more, ram_available=machine.ram_available + more)
+    yield replace(machine, disk_free=machine.disk_free + more, disk_total=machine.disk_total + more)
+    for changes in (
+        {"memory_total": round(gpu.memory_total * factor), "memory_free": round(gpu.memory_total * factor)},
+        {"tensor_flops": gpu.tensor_flops * factor},
+        {"memory_bandwidth": gpu.memory_bandwidth * factor},
+        {"pcie_lanes": math.ceil(gpu.pcie_lanes * factor)},
+    ):
+        yield replace(machine, gpus=(replace(gpu, **changes),))
+
+
+@settings(max_examples=12)
+@given(
+    card=st.sampled_from(sorted(cards())),
+    model=st.sampled_from(sorted(catalogue())),
+    context=st.sampled_from(CONTEXTS),
+    precision=st.sampled_from(["nf4", "half", "auto"]),
+    ram=st.floats(6, 300),
+    disk=st.sampled_from([0, 0, 20, 120, 500, 2000]),
+    factor=st.sampled_from([1.02, 1.3, 4.0]),
+)
+def test_a_better_machine_is_never_slower(card, model, context, precision, ram, disk, factor):
+    machine, spec = with_card(card, ram=ram, disk=disk), find_model(model)
+    if precision == "half":
+        precision = "bf16" if machine.gpus[0].has_bf16 else "fp16"
+    # Between precisions the model's own weights are worth a little time.
+    margin = FOUR_BIT_WEIGHTS * STREAMED_WEIGHTS if precision == "auto" else 1.0
+    base = seconds(machine, spec, context, precision)
+    for better in better_machines(machine, factor):
+        assert seconds(better, spec, context, precision) <= base * margin * (1 + 1e-9)
+
+
+TILES = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
+
+
+def fastest_of_all(machine, request, context):
+    """Seconds of the fastest streamed plan that fits, of all there are; none is left out for being outdone."""
+    work, budget, best = workload_of(request, context), Budget.of(machine), math.inf
+    speeds = speeds_of(machine, work)
+    homes = ("gpu", "host", "disk")
+    for weights, weights_home in (("nf4", "host"), ("nf4-streamed", "host"), ("nf4-streamed", "disk")):
+        for (tile, key_block, piece), kv, hidden, stash, every in product(
+            TILES, ("gpu", "host"), homes, (None, *homes), (1, 2, 4, 8)
+        ):
+            if (hidden == "gpu" and every > 1) or (stash == "gpu" and hidden != "gpu"):
+                continue
+            fields = {"tile": min(tile, context), "key_block": min(key_block, context), "loss_piece": piece}
+            fields |= {"stash": stash is not None, "stash_home": stash or "host", "checkpoint_every": every}
+            try:
+                plan = StreamPlan(**fields, weights=weights, weights_home=weights_home, kv_home=kv, hidden_home=hidden)
+            except StreamPlanError:
+                continue
+            ledger = streamed_ledger(work, plan)
+            if all(ledger.peak(place) <= budget.limit(place) for place in homes):
+                best = min(best, total_seconds(streamed_time(work, plan, speeds)))
+    return best
+
+
+@pytest.mark.parametrize(
+    ("card", "model", "ram", "disk", "context"),
+    [
+        ("rtx-4060", "qwen2.5-coder-1.5b", 32, 500, 524_288),
+        ("rtx-2060", "qwen2.5-coder-1.5b", 24, 60, 262_144),
+        ("rtx-3060-12gb", "qwen2.5-coder-7b", 48, 200, 131_072),
+        ("rtx-4090", "qwen2.5-coder-7b", 64, 500, 1_048_576),
+    ],
+)
+def test_no_plan_that_fits_is_faster(card, model, ram, disk, context):
+    machine, spec = with_card(card, ram=ram, disk=disk), find_model(model)
+    request = PlanRequest.of(machine, spec, "nf4").stepping("streamed")
+    assert streaming_refusal(spec, context) is None
+    row = plan_context(request, context)
+    assert row.step_seconds == pytest.approx(fastest_of_all(machine, request, context), rel=1e-9)
+
+
+def test_a_long_window_on_a_small_card_keeps_its_attention_outputs_on_the_disk():
+    """What 8 GB of GPU memory and 32 GiB of RAM leave no room for: outputs are written and read once each."""
+    row = plan_context(PlanRequest.of(with_card("rtx-4060", ram=32), find_model("qwen2.5-coder-1.5b"), "nf4"), 524_288)
+    assert row.layout.stream.stash
+    assert row.layout.stream.stash_home == "disk"
+    without = with_card("rtx-4060", ram=32, disk=2)
+    dry = plan_context(PlanRequest.of(without, find_model("qwen2.5-coder-1.5b"), "nf4"), 524_288)
+    assert dry.fits
+    assert row.diskless.step_seconds == dry.step_seconds > 1.2 * row.step_seconds
+    assert row.diskless.host_peak_bytes == dry.host_peak_bytes
+    assert dry.diskless is None
+    assert dry.written_bytes == 0 < row.written_bytes
+
+
+def test_the_settings_of_the_plan_without_a_disk_choose_it():
+    spec, machine = find_model("qwen2.5-coder-1.5b"), with_card("rtx-4060", ram=32)
+    row = plan_context(PlanRequest.of(machine, spec, "nf4"), 524_288)
+    pairs = [text.removeprefix("stream.").split("=") for text in row.diskless.settings.split()]
+    asked = {name: {"true": True, "false": False}.get(value, value) for name, value in pairs}
+    request = PlanRequest.of(machine, spec, "nf4")
+    fixed = dataclasses.replace(request, stream=type(request.stream)(**asked))
+    assert plan_context(fixed, 524_288).step_seconds == row.diskless.step_seconds
+
+
+def test_a_faster_disk_never_slows_a_step_and_the_measured_speed_counts():
+    request = PlanRequest.of(with_card("rtx-4060", ram=32), find_model("qwen2.5-coder-1.5b"), "nf4")
+    work = workload_of(request, 524_288)
+    plan = StreamPlan(weights="nf4", stash_home="disk", tile=8192, key_block=65536)
+    taken = []
+    for rate in (0.2e9, 1e9, 5e9, 100e9):
+        speeds = dataclasses.replace(speeds_of(request.machine, work), disk=rate)
+        taken.append(total_seconds(streamed_time(work, plan, speeds)))
+    assert taken == sorted(taken, reverse=True)
+    assert taken[-1] == total_seconds(
+        streamed_time(work, dataclasses.replace(plan, stash_home="host"), speeds_of(request.machine, work))
+    )
+
+
+def test_simulated_machines_differ_in_one_thing():
+    machine = simulate(cards()["rtx-4060"], ram_bytes=32 * GIB, disk_bytes=GIB)
+    assert len({repr(better) for better in better_machines(machine, 2.0)} - {repr(machine)}) == 6

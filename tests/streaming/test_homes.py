@@ -1,0 +1,113 @@
+"""Hidden states and saved attention outputs in homes of their own: the same bits, and no files that stay."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.errors import StreamPlanError
+from engine.plan.step_layout import StepLayout
+from engine.plan.stream_plan import StreamPlan
+from engine.steps.fallback_policy import FallbackPolicy
+from engine.streaming.step import StreamedStep
+from tests.streaming.models import tiny_model
+from tests.streaming.reference import streamed
+
+ROOT = Path(__file__).parent.parent.parent
+CPU = torch.device("cpu")
+TOKENS = torch.randint(0, 97, (77,), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_every_pair_of_homes_gives_the_same_bits(family, every, tmp_path):
+    model, found = tiny_model(family), []
+    for hidden, stash in product(("host", "gpu", "disk"), repeat=2):
+        plan = StreamPlan(tile=13, key_block=29, hidden_home=hidden, stash_home=stash, checkpoint_every=every)
+        with StreamedStep(model, plan, device=CPU, spill_directory=tmp_path) as step:
+            found.append(streamed(step, TOKENS))
+    loss, gradients = found[0]
+    for other_loss, others in found[1:]:
+        assert other_loss == loss
+        assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "stash", "files"), [("disk", "host", 4), ("host", "disk", 12), ("disk", "disk", 16)]
+)
+def test_only_what_has_its_home_on_the_disk_is_written_there(hidden, stash, files, tmp_path):
+    """Three layers' inputs and the gradient stream; outputs, logsumexp, keys and values of three layers."""
+    plan = StreamPlan(tile=13, key_block=29, hidden_home=hidden, stash_home=stash)
+    open_files = []
+
+    def count(_):
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.exists() or link.is_symlink()]
+        open_files.append(sum(str(tmp_path) in str(link.readlink()) for link in links if link.is_symlink()))
+
+    with StreamedStep(tiny_model("qwen2"), plan, device=CPU, spill_directory=tmp_path) as step:
+        step.run(TOKENS, progress=count)
+    assert max(open_files) == files
+
+
+KILLED = """
+import sys, time
+import torch
+from pathlib import Path
+from engine.plan.stream_plan import StreamPlan
+from engine.streaming.step import StreamedStep
+from tests.streaming.models import tiny_model
+
+torch.set_num_threads(1)
+plan = StreamPlan(tile=64, key_block=64, hidden_home=sys.argv[2], stash_home=sys.argv[3])
+
+def wait(progress):
+    if progress.stage == "backward":
+        print("backward", flush=True)
+        time.sleep(60)
+
+with StreamedStep(tiny_model("qwen2"), plan, device=torch.device("cpu"), spill_directory=Path(sys.argv[1])) as step:
+    step.run(torch.arange(512) % 97, progress=wait)
+"""
+
+
+def test_a_step_that_is_killed_leaves_no_files(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), "disk", "disk"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "backward\n"
+        process.send_signal(signal.SIGKILL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_attention_outputs_on_the_gpu_are_refused_where_keys_are_on_the_host():
+    with pytest.raises(StreamPlanError, match="stash_home gpu"):
+        StreamPlan(kv_home="host", stash_home="gpu")
+    assert StreamPlan(kv_home="host", stash_home="gpu", stash=False).homes == ("host",)
+
+
+@pytest.mark.parametrize(
+    ("place", "before", "after"),
+    [
+        ("host", {}, {"stash_home": "disk"}),
+        ("host", {"stash_home": "disk"}, {"hidden_home": "disk"}),
+        ("host", {"stash": False}, {"hidden_home": "disk"}),
+        ("disk", {"stash_home": "disk"}, {"stash": False}),
+        ("GPU", {"stash_home": "gpu", "hidden_home": "gpu"}, {"stash_home": "host"}),
+        ("GPU", {"stash_home": "gpu", "tile": 256, "key_block": 256}, {"stash_home": "host"}),
+    ],
+)
+def test_a_full_place_is_relieved_of_what_costs_least_to_move(place, before, after):
+    plan = StreamPlan(**{"tile": 1024, "key_block": 4096, **before})
+    policy = FallbackPolicy(context=8192, layers=4, quantised=False, on_gpu=True, streamable=True)
+    smaller = policy.smaller(StepLayout(stream=plan), place).stream
+    assert {name: getattr(smaller, name) for name in after} == after
+    changed = [
+        name for name in ("hidden_home", "stash_home", "stash", "tile") if getattr(plan, name) != getattr(smaller, name)
+    ]
+    assert changed == list(after)
