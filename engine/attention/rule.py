@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -31,9 +30,17 @@ class AttentionRule:
         found = [limit for limit in (self.window, self.chunk) if limit is not None]
         return min(found, default=None)
 
-    def borders(self, document_starts: Sequence[int], stop: int) -> Sequence[int]:
-        """Lists where parts begin that do not attend to each other: documents, and chunks up to `stop`."""
-        return document_starts if self.chunk is None else _chunks(tuple(document_starts), self.chunk, stop)
+    def borders(self, document_starts: Sequence[int], stop: int, start: int = 0) -> Sequence[int]:
+        """Lists where parts begin that do not attend to each other: documents, and chunks up to `stop`.
+
+        The list may leave out parts that end before `start`.
+        """
+        if self.chunk is None:
+            return document_starts
+        first, last = bisect_right(document_starts, start) - 1, bisect_left(document_starts, stop)
+        ends = [*document_starts[first:last], stop]
+        ends[0] += (start - ends[0]) // self.chunk * self.chunk  # chunks count from their document's start
+        return [part for begin, end in pairwise(ends) for part in range(begin, end, self.chunk)]
 
 
 def chunk_of(module: Any) -> int | None:
@@ -44,10 +51,3 @@ def chunk_of(module: Any) -> int | None:
         return None
     chunk: int = config.attention_chunk_size
     return chunk
-
-
-@lru_cache(maxsize=4)  # every tile of every layer asks for the same
-def _chunks(document_starts: tuple[int, ...], chunk: int, stop: int) -> list[int]:
-    last = bisect_right(document_starts, stop - 1)
-    ends = [*document_starts[:last], stop]
-    return [start for first, end in pairwise(ends) for start in range(first, end, chunk)]

@@ -32,6 +32,8 @@ class SharedByLayers(Protocol):
     forward_key_block: int
     document_starts: Sequence[int]
     lone: bool
+    pieces: dict[tuple[int, ...], list[Piece]]
+    "Mask tiles of the present sequence that a layer has listed: those with the same rule have the same."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +53,13 @@ class TileAttention:
 
     def _pieces(self, length: int, key_block: int) -> list[Piece]:
         """Lists the mask tiles that the tile's queries see."""
-        stop = self.start + length
-        return list(
-            causal_pieces(
-                self.start,
-                stop,
-                key_block=key_block,
-                window=self.rule.window,
-                document_starts=self.rule.borders(self.layers.document_starts, stop),
-            )
-        )
+        start, stop, rule, listed = self.start, self.start + length, self.rule, self.layers.pieces
+        key = start, stop, key_block, rule.window or 0, rule.chunk or 0
+        if key not in listed:
+            borders = rule.borders(self.layers.document_starts, stop, start)
+            pieces = causal_pieces(start, stop, key_block=key_block, window=rule.window, document_starts=borders)
+            listed[key] = list(pieces)
+        return listed[key]
 
     def _backend(self, k: Tensor, v: Tensor) -> AttentionBackend:
         return self.layers.backends.serving(k, v)

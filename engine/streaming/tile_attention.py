@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from engine.attention.backend import AttentionBackend
+from engine.attention.mask_tiles import Piece
 from engine.attention.rule import AttentionRule
 from engine.attention.select import BackendByWidth
 from engine.streaming import attention as streamed_attention
@@ -57,6 +58,7 @@ class AttentionLayers:
         self._holders: dict[KvCache, AttentionMixer] = {}
         self._mixers: list[AttentionMixer] = []
         self.document_starts: Sequence[int] = (0,)
+        self.pieces: dict[tuple[int, ...], list[Piece]] = {}
         self.lone = False
         "Whether the sequence is a single tile, which no other takes keys from."
 
@@ -68,6 +70,7 @@ class AttentionLayers:
     def begin_sequence(self, document_starts: Sequence[int], *, lone: bool) -> None:
         """Begins another sequence, whose layers need new mixers."""
         self.document_starts, self.lone = document_starts, lone
+        self.pieces.clear()
         self._holders.clear()
         self._mixers.clear()
 
