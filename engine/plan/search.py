@@ -218,7 +218,7 @@ def _streamed(
         grained = [_with_grain(plan, grain) for grain in device.grains]
         if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, grained[0]):
             continue  # every layer is in a ring: nothing to offload; equals the plan with the device as home
-        if device.too_large(work, grained[-1], budget):
+        if device.too_large(work, grained, budget):
             yield candidate(grained[0], too_large=True)
             continue
         found = candidate(grained[0])
@@ -262,7 +262,8 @@ class _OnDevice:
             ledger = streamed_ledger(work, coarsest)
             if fits := ledger.peak(place) <= budget.limit(place):
                 break
-        waiting = {QUANTISING, AT_HOME, READ_AHEAD, *(line.name for line in _waiting(work, coarsest))}
+        waiting = {line.name for line in (*_staged(work, coarsest), *border_state_parts(work, coarsest, "gpu"))}
+        waiting |= {QUANTISING, AT_HOME, READ_AHEAD}
         rest: dict[Place, int] = {}
         if work.on_gpu:
             for where in ("host", "disk"):
@@ -276,18 +277,19 @@ class _OnDevice:
             rest=rest,
         )
 
-    def too_large(self, work: Workload, plan: StreamPlan, budget: Budget) -> bool:
-        """Whether a plan, with the finest grain, leaves no room on the host or the disk."""
+    def too_large(self, work: Workload, grained: Sequence[StreamPlan], budget: Budget) -> bool:
+        """Whether a plan leaves no room on the host or the disk with any of its grains, coarsest first."""
         needed = dict(self.rest)
-        for line in _waiting(work, plan) if needed else ():
+        # Staging is least with the shortest tiles, and states at the tiles' borders with the longest.
+        for line in (*_staged(work, grained[-1]), *border_state_parts(work, grained[0], "gpu")) if needed else ():
             if line.where in needed:
                 needed[line.where] += line.bytes
         return any(size > budget.limit(where) for where, size in needed.items())
 
 
-def _waiting(work: Workload, plan: StreamPlan) -> list[Line]:
-    """Lists what waits in the homes between the passes, apart from weights."""
-    return [*home_parts(work, plan, min(plan.tile, work.context)), *border_state_parts(work, plan, "gpu")]
+def _staged(work: Workload, plan: StreamPlan) -> Iterator[Line]:
+    """Lists what waits in the homes between the passes and is staged on its way, apart from weights."""
+    return home_parts(work, plan, min(plan.tile, work.context))
 
 
 _NEARER: Mapping[Home, int] = {"gpu": 0, "host": 1, "disk": 2}

@@ -17,7 +17,7 @@ from engine.models.catalogue import catalogue, find_model
 from engine.plan.memory import streamed_ledger
 from engine.plan.planner import plan_context
 from engine.plan.request import PlanRequest, streaming_refusal, workload_of
-from engine.plan.search import FOUR_BIT_WEIGHTS, STREAMED_WEIGHTS, Budget
+from engine.plan.search import FOUR_BIT_WEIGHTS, STREAMED_WEIGHTS, Budget, search
 from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import streamed_time, total_seconds
@@ -66,6 +66,22 @@ def test_a_better_machine_is_never_slower(card, model, context, precision, ram, 
     base = seconds(machine, spec, context, precision)
     for better in better_machines(machine, factor):
         assert seconds(better, spec, context, precision) <= base * margin * (1 + 1e-9)
+
+
+@settings(max_examples=12)
+@given(
+    card=st.sampled_from(["rtx-2060", "rtx-4060", "rtx-4090"]),
+    model=st.sampled_from(["qwen3.5-2b", "qwen2.5-coder-1.5b", "gpt-oss-20b"]),
+    context=st.sampled_from(CONTEXTS),
+    ram=st.floats(6, 80),
+    disk=st.sampled_from([0, 60, 500]),
+)
+def test_what_is_passed_over_without_a_ledger_does_not_fit(card, model, context, ram, disk):
+    machine = with_card(card, ram=ram, disk=disk)
+    request = PlanRequest.of(machine, find_model(model), "auto")
+    work = workload_of(request, context)
+    for candidate in search(work, machine, Budget.of(machine), request.weights, "streamed"):
+        assert not candidate.too_large or candidate.shortages
 
 
 TILES = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
