@@ -216,6 +216,7 @@ class _FirstAndLastTile:
                 x = hidden.read(0, tile).unsqueeze(0).detach().requires_grad_()
                 gradient = hidden.read_gradient(tile).unsqueeze(0)
                 mixer.backward(tile, self._model.run_layer(run, 0, tile, x, Pass.GRADIENT), gradient)
+                self._model.workspace.layer_inputs.forget(0, tile)
                 assert x.grad is not None
                 hidden.write_gradient(tile, x.grad[0])
 

@@ -90,6 +90,7 @@ class CachedAttention:
         weight = decoder.embedding.weight
         self._backends = BackendByWidth.of(weight.device, weight.dtype, decoder.attention_shapes)
         self._stores: dict[int, KvStore] = {}
+        self._owners = decoder.kv_owners
         self.states: dict[tuple[int, int], States] = {}
         self.layer = self.start = 0
 
@@ -99,10 +100,12 @@ class CachedAttention:
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """Appends keys and values to the cache, and attends; shapes as in AttentionBackend."""
-        if self.layer not in self._stores:
-            self._stores[self.layer] = self._open_store(self.layer)
-        store = self._stores[self.layer]
-        store.append(self.start, k, v)
+        owner = self._owners[self.layer]
+        if owner is None:
+            if self.layer not in self._stores:
+                self._stores[self.layer] = self._open_store(self.layer)
+            self._stores[self.layer].append(self.start, k, v)
+        store = self._stores[self.layer if owner is None else owner]
         stop = self.start + q.shape[2]
         borders = rule.borders((0,), stop)
         pieces = causal_pieces(self.start, stop, key_block=self._page, window=rule.window, document_starts=borders)
@@ -143,12 +146,13 @@ def through_layers(decoder: Decoder, ids: Tensor, positions: Tensor, at_layer: C
         ids, positions: Ids and positions of the tokens, (n,), on its device.
         at_layer: Called with each layer's number before it is computed.
     """
-    x = decoder.embed(ids[None], positions[None])
+    x, inputs = decoder.embed_for_layers(ids[None], positions[None])
     arguments = decoder.layer_arguments(x, positions[None])
+    own = decoder.own_arguments(inputs)
     for number, layer in enumerate(decoder.layers):
         at_layer(number)
-        output: Any = layer(x, **arguments[number])
-        x = output[0] if isinstance(output, tuple) else output
+        output: Any = layer(decoder.unfolded(x), **{**arguments[number], **own[number]})
+        x = decoder.folded(output[0] if isinstance(output, tuple) else output)
     return x
 
 

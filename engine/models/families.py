@@ -374,7 +374,6 @@ _WITHOUT_KERNEL = {
     "attn_logit_softcapping": "flash kernels do not cap attention scores",
     "use_bidirectional_attention": "it does not attend causally",
     "index_topk": "an indexer chooses the keys of each query among all of them",
-    "num_kv_shared_layers": "layers that share one layer's keys and values are not computed here",
 }
 """Settings that neither way to compute a step knows, where they are set, and why."""
 _OF_IMAGES = {"use_bidirectional_attention": "vision"}

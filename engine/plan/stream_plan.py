@@ -12,6 +12,8 @@ Home = Literal["gpu", "host", "disk"]
 BaseWeights = Literal["resident", "nf4", "streamed", "nf4-streamed"]
 """Storage of the base weights: resident on the GPU or streamed from the host, in their own format or in 4 bits."""
 
+EMBEDDED_AT_ONCE = 1024
+"Tokens that are embedded at once where each layer takes an input of its own."
 FORWARD_BLOCKS = 4
 "Key blocks per attention call of the forward pass where keys and values are on the device."
 

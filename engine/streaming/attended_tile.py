@@ -22,6 +22,7 @@ from engine.attention.select import BackendByWidth
 from engine.attention.sinks import sink_gradient, with_sinks
 from engine.streaming.kv_cache import KvCache
 from engine.streaming.latent_attention import Expand, LatentSource
+from engine.streaming.shared_kv import SharedKv
 
 
 class SharedByLayers(Protocol):
@@ -50,6 +51,10 @@ class TileAttention:
     "What is stored of the tile itself, each (1, kv_heads, tile, width): keys and values, or latents."
     expand: Expand | None
     "Expands what is stored to keys and values; None where it is those."
+    borrowed: SharedKv | None = None
+    "The earlier layer's keys and values that the tile attends to; None for its own."
+    lends: bool = False
+    "Whether later layers attend to the tile's keys and values too."
 
     def _pieces(self, length: int, key_block: int) -> list[Piece]:
         """Lists the mask tiles that the tile's queries see."""
@@ -94,7 +99,8 @@ class TileAttention:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Computes the gradients of q, k, v, in their shapes and dtypes, and adds to those of earlier keys and values.
 
-        The gradients of k and v include those that later tiles have added, unless these go to latents.
+        Those of k and v include what later tiles have added, unless it goes to latents. Those of borrowed ones are
+        added to those of the earlier layer.
         """
         dq, dk, dv = attend_backward(
             grad_out,
@@ -109,7 +115,10 @@ class TileAttention:
             backend=self._backend(k, v),
             scale=self.rule.scale,
         )
-        if self.layers.lone or self.expand is not None:
+        if self.borrowed is not None:
+            self.borrowed.add_gradients(self.start, dk, dv)
+            return dq.to(q.dtype), dk, dv
+        if (self.layers.lone and not self.lends) or self.expand is not None:
             return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
         later_dk, later_dv = self.cache.gradients(self.start, self.start + q.shape[2])
         return dq.to(q.dtype), (dk + later_dk).to(k.dtype), (dv + later_dv).to(v.dtype)

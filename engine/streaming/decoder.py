@@ -28,6 +28,12 @@ from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
 from engine.models.rope import ROPE_KEYS, fixed_rope_context, rope_type
 from engine.models.rope_tables import keep_tables_exact
+from engine.models.shared_kv import kv_owners
+
+LAYER_INPUT = "per_layer_input"
+"Argument of a layer that takes an input of its own beside the hidden states."
+SHARED_KV = "shared_kv_states"
+"Argument of a layer through which it hands its keys and values, by its type, to later layers."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +120,10 @@ class Decoder:
         serve(mixer for of_layer in self.mixers for mixer in of_layer)
         self.embedding: nn.Embedding = causal.get_input_embeddings()
         self._recorders = nn.ModuleList(_Recorder(layer) for layer in self.layers)
+        self.kv_owners = kv_owners(self.config)
+        self.takes_inputs = LAYER_INPUT in inspect.signature(self.layers[0].forward).parameters
+        "Whether each layer takes an input of its own beside the hidden states (per-layer embeddings)."
+        self._streams = int(getattr(self.config, "altup_num_inputs", None) or 1)
 
     @property
     def attention_shape(self) -> AttentionShape:
@@ -149,8 +159,26 @@ class Decoder:
 
     @property
     def hidden_size(self) -> int:
-        """Width of the hidden states."""
-        return int(self.config.hidden_size)
+        """Width of the hidden states; of all of them together where a layer takes several (Gemma 3n)."""
+        return self._streams * int(self.config.hidden_size)
+
+    @property
+    def shares_kv(self) -> bool:
+        """Whether layers attend to the keys and values of an earlier layer."""
+        return any(owner is not None for owner in self.kv_owners)
+
+    def unfolded(self, hidden: Tensor) -> Tensor:
+        """Views hidden states (1, n, hidden) as a layer takes them: (streams, 1, n, width) where there are several."""
+        if self._streams == 1:
+            return hidden
+        return hidden.view(*hidden.shape[:2], self._streams, -1).permute(2, 0, 1, 3)
+
+    def folded(self, hidden: Tensor) -> Tensor:
+        """Reverses `unfolded`."""
+        return hidden if self._streams == 1 else hidden.permute(1, 2, 0, 3).flatten(2)
+
+    def _embedded_like(self, hidden: Tensor) -> Tensor:
+        return hidden if self._streams == 1 else self.unfolded(hidden)[0]
 
     @contextmanager
     def _recording(self, given: Tensor | None = None) -> Iterator[list[_Recorder]]:
@@ -158,7 +186,7 @@ class Decoder:
         layers = getattr(self._parent, self._name)
         recorders: list[_Recorder] = list(self._recorders)  # type: ignore[arg-type]
         setattr(self._parent, self._name, self._recorders)
-        recorders[-1].given = given
+        recorders[-1].given = None if given is None else self.unfolded(given)
         try:
             yield recorders
         finally:
@@ -174,18 +202,55 @@ class Decoder:
             recorder.returns_tuple = True
         return self._base(use_cache=False, **inputs)
 
+    @contextmanager
+    def _without_layer_inputs(self) -> Iterator[None]:
+        """Within it, the model computes no inputs of single layers, for which it would need the tokens."""
+        if not self.takes_inputs:
+            yield
+            return
+        base: Any = self._base
+
+        def nothing(embedded: Tensor, *_: Any) -> Tensor:
+            return embedded.new_zeros(1).expand(*embedded.shape[:2], len(self.layers), 1)
+
+        base.get_per_layer_inputs, base.project_per_layer_inputs = lambda *_: None, nothing
+        try:
+            yield
+        finally:
+            del base.get_per_layer_inputs, base.project_per_layer_inputs
+
     def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Embeds token_ids at their positions, both (1, n), into the first layer's input, (1, n, hidden)."""
+        with self._without_layer_inputs():
+            return self.embed_for_layers(token_ids, positions)[0]
+
+    def embed_for_layers(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Embeds token_ids at their positions, both (1, n).
+
+        Returns:
+            The first layer's input, (1, n, hidden); the input that each layer takes beside it, (1, n, width), none
+            where the family has no such inputs.
+        """
         with self._recording() as recorders:
             self._call(recorders, input_ids=token_ids, position_ids=positions)
-            found: Tensor = recorders[0].seen
-        return found
+            given = [recorder.arguments.get(LAYER_INPUT) for recorder in recorders]
+            seen: Tensor = recorders[0].seen
+            return self.folded(seen), [each for each in given if each is not None]
 
     def final_hidden(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """Runs the whole decoder on tokens at their positions, both (batch, n); returns (batch, n, hidden), normed."""
         output = self._base(input_ids=token_ids, position_ids=positions, use_cache=False)
         found: Tensor = output.last_hidden_state
         return found
+
+    def own_arguments(self, inputs: list[Tensor]) -> list[dict[str, Any]]:
+        """Lists what each layer takes beside `layer_arguments` where one tile goes through all layers together.
+
+        Args:
+            inputs: From `embed_for_layers`.
+        """
+        shared: dict[str, Any] = {SHARED_KV: {}} if self.shares_kv else {}
+        return [{**({LAYER_INPUT: inputs[layer]} if inputs else {}), **shared} for layer in range(len(self.layers))]
 
     @functools.cached_property
     def trains_embedding(self) -> bool:
@@ -198,18 +263,24 @@ class Decoder:
         # Noise on the embeddings would be drawn from the generators that training goes on with.
         devices = [one.device] if one.is_cuda else []
         with torch.enable_grad(), torch.random.fork_rng(devices=devices):
-            return self.embed(one, one).requires_grad
+            hidden, inputs = self.embed_for_layers(one, one)
+            return any(each.requires_grad for each in (hidden, *inputs))
 
     def layer_arguments(self, hidden: Tensor, positions: Tensor) -> list[dict[str, Any]]:
         """Records the keyword arguments that the model passes to each layer for a tile.
+
+        Left out are a layer's own input (`embed_for_layers`) and the keys and values of other layers (SHARED_KV).
 
         Args:
             hidden: Any tensor of the tile's shape, dtype and device, (1, n, hidden).
             positions: Positions of the tile's tokens, (1, n).
         """
-        with self._recording() as recorders, torch.no_grad():
-            self._call(recorders, inputs_embeds=hidden, position_ids=positions)
+        with self._recording() as recorders, self._without_layer_inputs(), torch.no_grad():
+            self._call(recorders, inputs_embeds=self._embedded_like(hidden), position_ids=positions)
             found = [recorder.arguments for recorder in recorders]
+        for arguments in found:
+            arguments.pop(LAYER_INPUT, None)
+            arguments.pop(SHARED_KV, None)
         if self._counts_tokens:
             seen = SeenTokens(positions[0] - torch.arange(positions.shape[1], device=positions.device))
             found = [{**arguments, "past_key_values": seen} for arguments in found]
@@ -230,8 +301,9 @@ class Decoder:
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Normalises the last layer's output for the head, both (1, n, hidden); differentiable."""
         positions = torch.zeros((1, hidden.shape[1]), dtype=torch.long, device=hidden.device)
-        with self._recording(given=hidden) as recorders:
-            output = self._call(recorders, inputs_embeds=hidden.detach(), position_ids=positions)
+        embedded = self._embedded_like(hidden.detach())
+        with self._recording(given=hidden) as recorders, self._without_layer_inputs():
+            output = self._call(recorders, inputs_embeds=embedded, position_ids=positions)
         found: Tensor = output.last_hidden_state
         return found
 
@@ -259,6 +331,17 @@ def refuse_position_dependent_rope(config: Any, context: int) -> None:
         feature = f"a context of {context:,} tokens"
         problem = f"its rotary tables ({rope_type(settings)}) change with the length"
         raise _unsupported(config, feature, problem, f"a context up to {fixed:,}, or a model with YaRN")
+
+
+def refuse_shared_layers(decoder: Decoder) -> None:
+    """Refuses to divide a sequence among ranks where layers take more than the layer below gives.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    if decoder.shares_kv or decoder.takes_inputs:
+        problem = "layers share keys and values, or have inputs of their own, which ranks do not exchange"
+        raise _unsupported(decoder.config, "a sequence on several ranks", problem, "one GPU for each sequence")
 
 
 def does_not_attend_once(config: Any, layer: int, calls: int) -> errors.EliteError:

@@ -64,6 +64,8 @@ def refusal(streamed: StreamedModel) -> str:
         return "not every layer keeps its activations"
     if any(decoder.mixers):
         return "layers are recurrent"
+    if decoder.shares_kv or decoder.takes_inputs:
+        return "layers share keys and values, or have inputs of their own"
     if any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules()):
         return "dropout draws random numbers"
     if any(p.requires_grad and p.dtype != torch.float32 for p in module.parameters()):

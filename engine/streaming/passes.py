@@ -94,6 +94,7 @@ class LayerPasses:
 
     def _prefetch(self, mixer: Mixer, layer: int, tile: int, purpose: Pass) -> None:
         self._hidden.prefetch(layer, tile)
+        self._model.workspace.layer_inputs.prefetch(layer, tile)
         mixer.prefetch(purpose, tile)
 
     def backward(self, run: SequenceRun, layer: int, *, needs_input: bool) -> None:
@@ -137,6 +138,7 @@ class LayerPasses:
             hidden.prefetch_gradient((tile - 1) % run.tiles)  # after tile 0 comes the last tile of the layer below
         y = self._model.run_layer(run, layer, tile, x, Pass.GRADIENT)
         mixer.backward(tile, y, gradient)
+        self._model.workspace.layer_inputs.take_gradient(layer, tile)
         if needs_input:
             assert x.grad is not None
             hidden.write_gradient(tile, x.grad[0])
@@ -146,6 +148,7 @@ class LayerPasses:
         run.mixers[layer].begin_backward()
         x, y = run.kept.pop(layer)
         run.mixers[layer].backward(0, y, self._hidden.read_gradient(0).unsqueeze(0))
+        self._model.workspace.layer_inputs.take_gradient(layer, 0)
         assert x.grad is not None
         self._hidden.write_gradient(0, x.grad[0])
         run.advance(layer, 0)

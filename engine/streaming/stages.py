@@ -156,6 +156,10 @@ class AllTiles:
 
     def _embedding_backward(self, run: SequenceRun) -> None:
         for tile in range(run.tiles):
-            gradient = self._hidden.read_gradient(tile).unsqueeze(0)
-            torch.autograd.backward(self._model.embed(run, tile), gradient)
+            gradients = [self._hidden.read_gradient(tile).unsqueeze(0)]
+            gradients += self._model.workspace.layer_inputs.gradients(tile)
+            for rows, x, inputs in self._model.embedded(run, tile):
+                pairs = zip((x, *inputs), gradients, strict=True)
+                trained = [(end, gradient[:, rows]) for end, gradient in pairs if end.requires_grad]
+                torch.autograd.backward([end for end, _ in trained], [gradient for _, gradient in trained])
         self._model.wide_gradients.flush()

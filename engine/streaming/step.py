@@ -20,7 +20,7 @@ from engine.models.wide_gradients import WideGradients
 from engine.plan.stream_plan import StreamPlan
 from engine.randomness import draw_seed
 from engine.streaming.boundary import BackwardPoint
-from engine.streaming.decoder import refuse_position_dependent_rope
+from engine.streaming.decoder import refuse_position_dependent_rope, refuse_shared_layers
 from engine.streaming.mixer import Pass
 from engine.streaming.out_of_memory import full_place, out_of_memory
 from engine.streaming.passes import Passes
@@ -92,6 +92,7 @@ class StreamedStep:
         )
         if sharding is not None:
             refuse_auxiliary_loss(self.streamed.decoder.config, "a sequence on several ranks")
+            refuse_shared_layers(self.streamed.decoder)
         self._sharding: Sharding = Unsharded() if sharding is None else sharding
         self._label_smoothing, self._make_stages, self._timed = label_smoothing, stages, timed
 
@@ -140,8 +141,7 @@ class StreamedStep:
             document_starts=document_starts,
             progress=progress,
             cancelled=cancelled,
-            # What the routers counted is not a part of a BackwardPoint.
-            boundary=boundary if self.streamed.balance is None else None,
+            boundary=boundary if self.streamed.resumes else None,
             resumed=resumed,
             balanced=balanced,
         )
@@ -240,6 +240,7 @@ class StreamedStep:
         """Prepares the buffers and the state of the layers for a sequence."""
         workspace, decoder = self.streamed.workspace, self.streamed.decoder
         workspace.prepare(run.context)
+        workspace.layer_inputs.trains = self.streamed.trains_embedding
         run.arguments = TileArguments(
             decoder, run.context, run.document_starts, self.plan.tile, self.device, shard.positions
         )

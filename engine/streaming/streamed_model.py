@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from engine.errors import StreamPlanError
 from engine.models.router_balance import RouterBalance, attached, probabilities_of
 from engine.models.wide_gradients import WideGradients
-from engine.plan.stream_plan import StreamPlan
+from engine.plan.stream_plan import EMBEDDED_AT_ONCE, StreamPlan
 from engine.randomness import KeyedGenerators
 from engine.streaming import attention as streamed_attention
 from engine.streaming import copies
@@ -79,6 +79,16 @@ class StreamedModel:
         """Whether random numbers may be drawn; in training mode any module may draw some."""
         return self.module.training
 
+    @property
+    def resumes(self) -> bool:
+        """Whether a step can resume between two layers of its backward pass.
+
+        A BackwardPoint holds neither what routers counted, nor the gradients that layers above gave to the keys and
+        values of a layer below or to the inputs of single layers.
+        """
+        decoder = self.decoder
+        return self.balance is None and not decoder.shares_kv and not (decoder.takes_inputs and self.trains_embedding)
+
     @contextlib.contextmanager
     def streaming(self, *, keep_factors: bool) -> Iterator[None]:
         """Makes the model run by tiles, and restores it and the random generators on exit.
@@ -114,10 +124,23 @@ class StreamedModel:
         self.weights.enter(layer)
 
     def embed(self, run: SequenceRun, tile: int) -> Tensor:
-        """Computes the first layer's input for a tile, (1, tile, hidden)."""
+        """Computes the first layer's input for a tile, (1, tile, hidden), and stores the layers' own inputs."""
+        parts = [(x, inputs) for _, x, inputs in self.embedded(run, tile)]
+        self.workspace.layer_inputs.write(tile, [inputs for _, inputs in parts])
+        return parts[0][0] if len(parts) == 1 else torch.cat([x for x, _ in parts], 1)
+
+    def embedded(self, run: SequenceRun, tile: int) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
+        """Yields parts of a tile: its tokens, and what `Decoder.embed_for_layers` returns of them.
+
+        The inputs of all layers exist in fp32 for a moment, for which a whole tile may have no room.
+        """
         with self._numbers(run, "embedding", 0, tile, first=True):
             ids = run.token_ids(tile)
-            return self.decoder.embed(ids.unsqueeze(0), run.arguments.positions(tile, len(ids)))
+            positions = run.arguments.positions(tile, len(ids))
+            most = EMBEDDED_AT_ONCE if self.decoder.takes_inputs else len(ids)
+            for start in range(0, len(ids), most):
+                part = slice(start, min(start + most, len(ids)))
+                yield part, *self.decoder.embed_for_layers(ids[None, part], positions[:, part])
 
     def run_layer(
         self, run: SequenceRun, layer: int, tile: int, x: Tensor, purpose: Pass, mixer: Mixer | None = None
@@ -141,8 +164,9 @@ class StreamedModel:
         drawing = self._numbers(run, "layer", layer, tile, first=purpose in (Pass.FORWARD, Pass.KEEP))
         recording: Any = contextlib.nullcontext([]) if self.balance is None else self.balance.recording()
         with recording as routed, drawing, mixer.running(purpose, tile, run.span(tile)) as state:
-            output: Any = self.decoder.layers[layer](x, **{**arguments, **state})
-        y: Tensor = output[0] if isinstance(output, tuple) else output
+            own = self.workspace.layer_inputs.arguments(layer, tile, purpose)
+            output: Any = self.decoder.layers[layer](self.decoder.unfolded(x), **{**arguments, **state, **own})
+        y = self.decoder.folded(output[0] if isinstance(output, tuple) else output)
         for logits in routed:
             y = self._balanced(run, run.span(tile), logits, y, purpose)
         return y

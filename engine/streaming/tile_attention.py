@@ -18,17 +18,20 @@ from engine.attention.rule import AttentionRule
 from engine.attention.select import BackendByWidth
 from engine.streaming import attention as streamed_attention
 from engine.streaming.attended_tile import TileAttention, with_graph
+from engine.streaming.decoder import SHARED_KV
 from engine.streaming.kv_cache import KvCache, KvShape
 from engine.streaming.latent_attention import Expand, routed_expansion, with_later_gradients
 from engine.streaming.mixer import KvCollected, Mixer, Pass
 from engine.streaming.saved_attention import SavedAttention
+from engine.streaming.shared_kv import SharedKv
 from engine.streaming.windowed_kv_cache import WindowedKvCache
 
 
 class AttentionLayers:
     """What the attention layers of a step share: the kernel, the saved outputs and the KV caches.
 
-    Only one layer's keys and values exist at a time, so layers of the same shape share a cache.
+    Only one layer's keys and values exist at a time, so layers of the same shape share a cache. A layer whose keys and
+    values later layers attend to has a cache of its own.
 
     Args:
         config: Configuration of the model, for errors.
@@ -55,10 +58,13 @@ class AttentionLayers:
         self.key_block, self.forward_key_block = key_block, forward_key_block
         self._new_kv_cache, self._new_windowed = new_kv_cache, new_windowed
         self._caches: dict[tuple[KvShape, int | None], KvCache] = {}
+        self._shared: dict[tuple[KvShape, str], KvCache] = {}
         self._holders: dict[KvCache, AttentionMixer] = {}
         self._mixers: list[AttentionMixer] = []
         self.document_starts: Sequence[int] = (0,)
         self.pieces: dict[tuple[int, ...], list[Piece]] = {}
+        self.shares = False
+        "Whether layers of the model hand keys and values to later layers."
         self.lone = False
         "Whether the sequence is a single tile, which no other takes keys from."
 
@@ -74,15 +80,29 @@ class AttentionLayers:
         self._holders.clear()
         self._mixers.clear()
 
-    def mixer(self, layer: int, *, optional: bool = False, latent: nn.Module | None = None) -> AttentionMixer:
+    def mixer(
+        self,
+        layer: int,
+        *,
+        optional: bool = False,
+        latent: nn.Module | None = None,
+        lent: SharedKv | None = None,
+        borrowed: SharedKv | None = None,
+    ) -> AttentionMixer:
         """Makes the mixer of a layer for the present sequence.
 
         Args:
             layer: Number of the layer.
             optional: Whether it may do without attention.
             latent: Its attention, where that expands latents.
+            lent: Takes its keys and values, where later layers attend to them.
+            borrowed: The keys and values of the earlier layer that it attends to, in place of its own.
         """
-        mixer = AttentionMixer(layer, self) if self.saved is None else SavedAttentionMixer(layer, self, self.saved)
+        shared = (lent, borrowed)
+        if self.saved is None:
+            mixer = AttentionMixer(layer, self, *shared)
+        else:
+            mixer = SavedAttentionMixer(layer, self, self.saved, *shared)
         mixer.optional, mixer.latent = optional, latent
         self._mixers.append(mixer)
         return mixer
@@ -99,10 +119,16 @@ class AttentionLayers:
         self._caches[shape, window] = cache
         return cache
 
+    def shared_cache(self, shape: KvShape, kind: str) -> KvCache:
+        """Returns the cache of the layer whose keys and values others of its type attend to; made on first use."""
+        if (shape, kind) not in self._shared:
+            self._shared[shape, kind] = self._new_kv_cache(shape)
+        return self._shared[shape, kind]
+
     @property
     def caches(self) -> set[KvCache]:
         """The caches that were made."""
-        return set(self._caches.values())
+        return {*self._caches.values(), *self._shared.values()}
 
     def hold(self, cache: KvCache, mixer: AttentionMixer) -> None:
         """Records whose keys a cache holds."""
@@ -115,6 +141,7 @@ class AttentionLayers:
     def release(self) -> None:
         """Drops the KV caches and their gradients, also those that the present mixers use."""
         self._caches.clear()
+        self._shared.clear()
         self._holders.clear()
         for mixer in self._mixers:
             mixer.release()
@@ -131,10 +158,14 @@ class AttentionMixer(Mixer):
     Args:
         layer: Number of the layer.
         layers: What it shares with the other layers.
+        lent, borrowed: As in AttentionLayers.mixer.
     """
 
-    def __init__(self, layer: int, layers: AttentionLayers) -> None:
+    def __init__(
+        self, layer: int, layers: AttentionLayers, lent: SharedKv | None = None, borrowed: SharedKv | None = None
+    ) -> None:
         self.layer, self._layers = layer, layers
+        self._lent, self._borrowed, self._shared = lent, borrowed, lent or borrowed
         self._cache: KvCache | None = None
         self._reach: int | None = None
         self.optional = False
@@ -145,14 +176,16 @@ class AttentionMixer(Mixer):
 
     def _choose_cases(self, *, lone: bool) -> dict[Pass, _Case]:
         """Chooses what each pass does with a tile; a lone tile's keys serve no other."""
-        attend_first = self._attend if lone else self._append_and_attend
+        appends = self._lent is not None or not (lone or self._borrowed is not None)
+        attend_first = self._append_and_attend if appends else self._attend
         return {
             Pass.FORWARD: attend_first,
             Pass.EVALUATE: attend_first,
-            Pass.REPEAT: attend_first,
+            # What is lent is still there, and may have gradients.
+            Pass.REPEAT: attend_first if self._lent is None else self._attend,
             Pass.COLLECT: self._append_and_end,
             Pass.GRADIENT: self._attend_with_graph,
-            Pass.KEEP: self._attend_with_graph,
+            Pass.KEEP: self._attend_with_graph if self._lent is None else self._append_and_attend_with_graph,
         }
 
     @contextlib.contextmanager
@@ -167,7 +200,13 @@ class AttentionMixer(Mixer):
             routed_expansion(self.latent, call.expand),
             streamed_attention.one_call(call, self._layers.config, self.layer, optional=self.optional),
         ):
-            yield {}
+            yield self._arguments(span)
+
+    def _arguments(self, span: slice) -> Mapping[str, Any]:
+        """Returns the argument through which layers share keys and values; none where no layer of the model does."""
+        if self._borrowed is not None:
+            return {SHARED_KV: {self._borrowed.kind: self._borrowed.tile(span)}}
+        return {SHARED_KV: {}} if self._layers.shares else {}
 
     @property
     def takes_later_gradients(self) -> bool:
@@ -188,10 +227,26 @@ class AttentionMixer(Mixer):
             raise RuntimeError(
                 f"layer {self.layer} attends through a window of {rule.reach} after one of {self._reach}"
             )
-        self._cache = self._layers.cache(KvShape.of(*stored), rule.reach)
+        self._cache = self._cache_of(KvShape.of(*stored), rule)
         return TileAttention(
-            layers=self._layers, cache=self._cache, start=start, rule=rule, stored=stored, expand=expand
+            layers=self._layers,
+            cache=self._cache,
+            start=start,
+            rule=rule,
+            stored=stored,
+            expand=expand,
+            borrowed=self._borrowed,
+            lends=self._lent is not None,
         )
+
+    def _cache_of(self, shape: KvShape, rule: AttentionRule) -> KvCache:
+        if self._borrowed is not None:
+            return self._borrowed.cache
+        if self._lent is None:
+            return self._layers.cache(shape, rule.reach)
+        cache = self._layers.shared_cache(shape, self._lent.kind)
+        self._lent.keep(cache)
+        return cache
 
     @property
     def stored(self) -> KvCache:
@@ -207,6 +262,8 @@ class AttentionMixer(Mixer):
     def release(self) -> None:
         """Drops the KV cache."""
         self._cache = None
+        if self._shared is not None:
+            self._shared.release()
 
     # --- what a pass does with a tile ------------------------------------------------------------------------
 
@@ -224,6 +281,12 @@ class AttentionMixer(Mixer):
     def _attend_with_graph(self, attention: TileAttention, _: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return with_graph(attention, q, k, v, lambda: attention.forward(q, k, v))
 
+    def _append_and_attend_with_graph(
+        self, attention: TileAttention, tile: int, q: Tensor, k: Tensor, v: Tensor
+    ) -> Tensor:
+        self._append(attention)
+        return self._attend_with_graph(attention, tile, q, k, v)
+
     def _append(self, attention: TileAttention) -> None:
         attention.append()
         self._layers.hold(attention.cache, self)
@@ -232,7 +295,7 @@ class AttentionMixer(Mixer):
 
     def restore(self, spans: Sequence[slice]) -> bool:
         """See Mixer. A single tile needs only its own keys; those in a window are restored tile by tile."""
-        if len(spans) == 1 or self.reach is not None:
+        if len(spans) == 1 or self.reach is not None or self._shared is not None:
             return True
         return self._cache is not None and (self._layers.holds(self._cache, self) or self._fetch(spans, self._cache))
 
@@ -242,7 +305,9 @@ class AttentionMixer(Mixer):
 
     def begin_backward(self) -> None:
         """See Mixer."""
-        if not self._layers.lone:
+        if self._shared is not None:
+            self._shared.begin_backward()
+        elif not self._layers.lone:
             assert self._cache is not None
             self._cache.zero_gradients()
 
@@ -275,14 +340,23 @@ class SavedAttentionMixer(AttentionMixer):
         saved: Saves the outputs, and keys and values where they are small.
     """
 
-    def __init__(self, layer: int, layers: AttentionLayers, saved: SavedAttention) -> None:
+    def __init__(
+        self,
+        layer: int,
+        layers: AttentionLayers,
+        saved: SavedAttention,
+        lent: SharedKv | None = None,
+        borrowed: SharedKv | None = None,
+    ) -> None:
         self._saved = saved
-        super().__init__(layer, layers)
+        super().__init__(layer, layers, lent, borrowed)
 
     def _choose_cases(self, *, lone: bool) -> dict[Pass, _Case]:
+        cases = super()._choose_cases(lone=lone)
+        appends = cases[Pass.FORWARD] == self._append_and_attend
         return {
-            **super()._choose_cases(lone=lone),
-            Pass.FORWARD: self._attend_and_save if lone else self._append_attend_and_save,
+            **cases,
+            Pass.FORWARD: self._append_attend_and_save if appends else self._attend_and_save,
             Pass.REPEAT: self._read,
             Pass.GRADIENT: self._read_with_graph,
         }
@@ -294,7 +368,8 @@ class SavedAttentionMixer(AttentionMixer):
 
     def _append_attend_and_save(self, attention: TileAttention, tile: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._append(attention)
-        self._saved.write_kv(self.layer, tile, *attention.stored, output=q.shape[1] * v.shape[3])
+        if self._lent is None:
+            self._saved.write_kv(self.layer, tile, *attention.stored, output=q.shape[1] * v.shape[3])
         return self._attend_and_save(attention, tile, q, k, v)
 
     def _read(self, _: TileAttention, tile: int, *__: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,10 +17,12 @@ from engine.streaming.decoder import Decoder
 from engine.streaming.hidden_states import HiddenStates
 from engine.streaming.kv_cache import DeviceKvCache, HostKvCache, KvCache, KvShape
 from engine.streaming.latent_attention import latent_attention, refuse_dropout
+from engine.streaming.layer_inputs import LayerInputs
 from engine.streaming.mixer import Mixer
 from engine.streaming.recurrent_mixing import RecurrentMixing
 from engine.streaming.recurrent_states import BorderStates
 from engine.streaming.saved_attention import SavedAttention
+from engine.streaming.shared_kv import SharedKv
 from engine.streaming.tile_attention import AttentionLayers
 from engine.streaming.tile_factory import TileFactory
 from engine.streaming.tiles import TileArray, TileReader
@@ -53,6 +56,7 @@ class Workspace:
         self._hidden: HiddenStates | None = None
         self._attention: AttentionLayers | None = None
         self.border_states = BorderStates(self._new_border_array, self._new_border_reader)
+        self.layer_inputs = LayerInputs(partial(self._new_array, self._factory), self._new_reader)
         self.context = 0
         "Tokens that the buffers hold."
         self._rows = 0  # tokens of the present sequence
@@ -100,24 +104,18 @@ class Workspace:
             self._attention = self._make_attention(dtype)
         if self._attention.saved is not None:
             self._attention.saved.begin(context)
+        self.layer_inputs.begin(context)
 
     def _make_attention(self, dtype: torch.dtype) -> AttentionLayers:
         plan = self._plan
         backends = BackendByWidth.of(self._device, dtype, self._decoder.attention_shapes, plan.attention)
 
-        def new_array(width: int, array_dtype: torch.dtype) -> TileArray:
-            array = self._stash_factory.array(self.context, width, array_dtype, plan.tile)
-            array.rows = self._rows
-            return array
-
-        def new_reader(width: int, array_dtype: torch.dtype) -> TileReader:
-            return TileReader(width, array_dtype, min(plan.tile, self.context), self._device)
-
-        saved = SavedAttention(new_array, new_reader) if plan.stash else None
+        new_array = partial(self._new_array, self._stash_factory)
+        saved = SavedAttention(new_array, self._new_reader) if plan.stash else None
         # The forward has no temporary as long as its keys, unless keys are fetched a page at a time or expanded.
         single = self._pages_kv or any(map(latent_attention, self._decoder.layers))
         forward_block = plan.key_block * (1 if single else FORWARD_BLOCKS)
-        return AttentionLayers(
+        layers = AttentionLayers(
             self._decoder.config,
             backends,
             plan.key_block,
@@ -126,6 +124,16 @@ class Workspace:
             saved,
             self._new_windowed_kv_cache,
         )
+        layers.shares = self._decoder.shares_kv
+        return layers
+
+    def _new_array(self, factory: TileFactory, width: int, dtype: torch.dtype) -> TileArray:
+        array = factory.array(self.context, width, dtype, self._plan.tile)
+        array.rows = self._rows
+        return array
+
+    def _new_reader(self, width: int, dtype: torch.dtype) -> TileReader:
+        return TileReader(width, dtype, min(self._plan.tile, self.context), self._device)
 
     def mixers(self, document_starts: Sequence[int], *, lone: bool) -> list[Mixer]:
         """Makes the mixer of each layer for a sequence of these documents; `lone`: it is a single tile."""
@@ -133,18 +141,31 @@ class Workspace:
         tile = self._plan.tile
         spans = [slice(start, min(start + tile, self._rows)) for start in range(0, self._rows, tile)]
         self.border_states.begin(len(spans))
+        shared = self._shared_kv()
         found: list[Mixer] = []
         for layer, recurrent in enumerate(self._decoder.mixers):
             # A layer of nothing but an MLP couples no tokens at all.
             optional = bool(recurrent) or not has_attention(self._decoder.layers[layer])
             latent = latent_attention(self._decoder.layers[layer])
             refuse_dropout(latent, self._decoder.config)
-            attention = self.attention.mixer(layer, optional=optional, latent=latent)
+            owner = self._decoder.kv_owners[layer]
+            attention = self.attention.mixer(
+                layer,
+                optional=optional,
+                latent=latent,
+                lent=shared.get(layer),
+                borrowed=None if owner is None else shared[owner],
+            )
             states = self.border_states
             found.append(
                 RecurrentMixing(recurrent, states, attention, document_starts, spans) if optional else attention
             )
         return found
+
+    def _shared_kv(self) -> dict[int, SharedKv]:
+        """Makes what holds the keys and values of each layer that later layers attend to, by its number."""
+        owners = {owner for owner in self._decoder.kv_owners if owner is not None}
+        return {owner: SharedKv(self._decoder.config.layer_types[owner], self._plan.key_block) for owner in owners}
 
     def _new_border_array(self, width: int, dtype: torch.dtype) -> TileArray:
         return self._factory.array(-(-self.context // self._plan.tile), width, dtype, 1)
@@ -180,6 +201,7 @@ class Workspace:
             if self._attention.saved is not None:
                 self._attention.saved.close()
         self.border_states.close()
+        self.layer_inputs.close()
         self._hidden = self._attention = None
         for factory in (self._factory, self._stash_factory):
             factory.release()

@@ -39,6 +39,7 @@ from engine.models.folder import open_folder
 from engine.models.layers import decoder_layers, expert_weights
 from engine.models.proofs import Proof, library_version, settings_name
 from engine.models.recurrent_mixers import mixer_names
+from engine.models.shared_kv import kv_owners
 from engine.models.weight_map import map_weights
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.whole_step import WholeSequenceStep
@@ -126,7 +127,7 @@ def _abilities(config: Any, *, adapts_mlp: bool) -> tuple[dict[Ability, str], di
     try:
         model = small_model(small, torch.float64)
         # Eager attention takes its softmax in fp32, and where SDPA is not there to compare with, all is in fp64.
-        casts = bool(mixer_names(model)) or not model._supports_sdpa
+        casts = bool(mixer_names(model)) or not model._supports_sdpa or any(o is not None for o in kv_owners(small))
         in_fp64: Any = DoublePrecision() if casts else contextlib.nullcontext()  # type: ignore[no-untyped-call]
         for ability, check in checks.items():
             streams = ability == "streamed" or not found["streamed"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from engine.models.layers import decoder_layers
 from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
 from engine.models.spec import LayerBytes
+from engine.streaming.decoder import LAYER_INPUT
 from engine.streaming.linears import FrozenLinears
 from engine.verify.measure import LiveBytes
 from engine.verify.observed_kernels import kernels_stand_in
@@ -150,6 +152,8 @@ def _arguments(model: Any, layers: Sequence[nn.Module], length: int, dtype: torc
         with torch.no_grad(), torch.device("meta"):
             ids = torch.empty((1, length), dtype=torch.long)
             inputs: dict[str, Any] = {"inputs_embeds": torch.empty((1, length, width), dtype=dtype)}
+            if LAYER_INPUT in inspect.signature(layers[0].forward).parameters:  # which needs the tokens
+                inputs = {"input_ids": ids}
             try:
                 model.base_model(**inputs, position_ids=ids, use_cache=False)
             except (TypeError, ValueError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,14 +48,9 @@ def small_config(config: Any) -> Any:
         NotSmallError: no copy was found whose layers are of the same kinds.
     """
     kinds = _kinds(_skeleton(config))
-    layers = next(count for count in range(1, len(kinds) + 1) if len(set(kinds[:count])) == len(set(kinds)))
-    layers = min(max(layers + 1, 3), len(kinds))
-    if layers > _MOST_LAYERS:
-        raise NotSmallError(f"its kinds of layers are all there only in its first {layers}")
-    # A family may give its last layer a kind of its own, so that a copy of one layer less or more is right.
     problem: Exception = NotSmallError("the layers of a small copy are of other kinds than its own")
-    for count in (layers, layers - 1, *range(layers + 1, min(layers + _FURTHER, len(kinds)) + 1)):
-        small = type(config).from_dict(_Shrunk(config, count).values)
+    for picked in _choices(kinds, getattr(config, "num_kv_shared_layers", None) or 0):
+        small = type(config).from_dict(_Shrunk(config, picked).values)
         for name in DROPOUTS:
             if getattr(small, name, None):
                 setattr(small, name, 0.0)
@@ -63,9 +59,28 @@ def small_config(config: Any) -> Any:
         except Exception as error:
             problem = error
             continue
-        if _pattern(found) == _pattern(kinds[:count]):
+        if _pattern(found) == _pattern([kinds[layer] for layer in picked]):
             return small
     raise problem
+
+
+def _choices(kinds: list[tuple[Any, ...]], sharing: int) -> Iterator[Sequence[int]]:
+    """Yields layers that a copy may consist of, by their numbers.
+
+    Args:
+        kinds: Kind of each layer.
+        sharing: Number of last layers that take keys and values of earlier ones.
+    """
+    layers = next(count for count in range(1, len(kinds) + 1) if len(set(kinds[:count])) == len(set(kinds)))
+    layers = min(max(layers + 1, 3), len(kinds))
+    if sharing:  # one of each kind, and two that share the same: the first layers in which all occur may be very many
+        own = len(kinds) - sharing
+        yield [at for at, kind in enumerate(kinds) if kinds[:at].count(kind) < (1 if at < own else 2)]
+    if layers > _MOST_LAYERS:
+        raise NotSmallError(f"its kinds of layers are all there only in its first {layers}")
+    # A family may give its last layer a kind of its own, so that a copy of one layer less or more is right.
+    for count in (layers, layers - 1, *range(layers + 1, min(layers + _FURTHER, len(kinds)) + 1)):
+        yield range(count)
 
 
 def small_model(config: Any, dtype: torch.dtype, seed: int = 0) -> Any:
@@ -126,8 +141,8 @@ def _pattern(kinds: list[tuple[Any, ...]]) -> list[int]:
 class _Shrunk:
     """The values of a configuration with small counts and lengths."""
 
-    def __init__(self, config: Any, layers: int) -> None:
-        self._all, self._layers = config.num_hidden_layers, layers
+    def __init__(self, config: Any, picked: Sequence[int]) -> None:
+        self._all, self._picked = config.num_hidden_layers, picked
         self._heads = config.num_attention_heads
         hidden, explicit = config.hidden_size, largest_of_layers(config, "head_dim")
         head_dim = explicit or hidden // self._heads
@@ -144,18 +159,23 @@ class _Shrunk:
 
     def _of(self, name: str, value: Any) -> Any:
         if name == "per_layer_config":
-            value = {layer: own for layer, own in value.items() if int(layer) < self._layers}
+            own = {int(layer): values for layer, values in value.items()}
+            value = {at: own[layer] for at, layer in enumerate(self._picked) if layer in own}
         if isinstance(value, dict):
             return {key: self._of(str(key), inner) for key, inner in value.items()}
         if isinstance(value, (list, tuple)):
             entries = [self._of(name, entry) if type(entry) is int else entry for entry in value]
-            return entries[: self._layers] if len(value) == self._all and _of_layers(name) else entries
+            if len(value) == self._all and _of_layers(name):
+                return [entries[layer] for layer in self._picked]
+            return entries
         return self._count(name, value) if type(value) is int else value
 
     def _count(self, name: str, value: int) -> int:
         role = self._roles.get(name, name)
         if role == "num_hidden_layers":
-            return self._layers
+            return len(self._picked)
+        if name == "num_kv_shared_layers":  # the last of all
+            return sum(layer >= self._all - value for layer in self._picked)
         if re.search(r"token_id|token_index|_token$", name):
             return value % VOCABULARY
         if "vocab" in name:
