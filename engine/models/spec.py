@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from engine.models.attended import AttendedShape, shared_out
+
 EXPERTS = "experts"
 """Name, among the targets of an adapter, of the matrices of all experts."""
 
@@ -208,6 +210,12 @@ class ModelSpec:
     counted: tuple[LayerBytes, ...] = ()
     "What its largest layer holds, where `kinds` is given; one entry for each width of activations."
 
+    attended: tuple[AttendedShape, ...] = ()
+    "The attention of its layers, where layers differ in more than the window; else the fields above describe it."
+    streams: int = 1
+    "Hidden states of a token that a layer takes and gives, each of hidden_size."
+    layer_input: int = 0
+    "Width of the input that each layer takes beside the hidden states (per-layer embeddings); 0 for none."
     recurrent: RecurrentShape | None = None
     "Its recurrent layers; None if there are none."
     settings: tuple[tuple[str, Any], ...] = ()
@@ -224,6 +232,31 @@ class ModelSpec:
     def output_width(self) -> int:
         """Values of a token's attention output in one layer."""
         return self.heads * (self.value_dim or self.head_dim)
+
+    @property
+    def hidden_width(self) -> int:
+        """Values of a token between two layers."""
+        return self.streams * self.hidden_size
+
+    @cached_property
+    def attentions(self) -> tuple[AttendedShape, ...]:
+        """The attention of its layers, by kind."""
+        if self.attended:
+            return self.attended
+        latent = None if self.latent is None else self.latent.stored
+        windowed = min(self.windowed_layers, self.attending_layers)
+        value_dim = self.value_dim or self.head_dim
+        kind = AttendedShape(
+            layers=windowed,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            key_dim=self.head_dim,
+            value_dim=value_dim,
+            window=self.sliding_window,
+            latent=latent,
+        )
+        whole = replace(kind, layers=self.attending_layers - windowed, window=None)
+        return tuple(each for each in (kind, whole) if each.layers)
 
     @property
     def attending_layers(self) -> int:
@@ -249,7 +282,8 @@ class ModelSpec:
             left -= share
             kinds.append(replace(kind, layers=share))
         built = tuple(kind for kind in kinds if kind.layers)
-        return replace(self, layers=layers, full_attention_layers=full, kinds=built, recurrent=found)
+        attended = shared_out(self.attended, layers)
+        return replace(self, layers=layers, full_attention_layers=full, kinds=built, recurrent=found, attended=attended)
 
     @property
     def windowed_layers(self) -> int:

@@ -73,7 +73,7 @@ class Widths:
         self, spec: ModelSpec, element: int, rank: int, *, fused: bool, autocast: bool, kernels: bool = False
     ) -> None:
         self.spec, self.element, self.fused, self.autocast = spec, element, fused, autocast
-        self.hidden = spec.hidden_size * element
+        self.hidden = spec.hidden_width * element
         self.queries = spec.heads * spec.head_dim * element
         self.keys = spec.kv_heads * spec.head_dim * element
         self.output = spec.output_width * element

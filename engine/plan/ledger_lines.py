@@ -5,15 +5,16 @@ Measured constants, as opposed to derived ones, are named here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
-from engine.models.spec import ModelSpec
+from engine.models.attended import AttendedShape
 from engine.plan.activations import Held
 from engine.plan.stream_plan import BaseWeights, Home, StreamPlan, in_4_bits, streams
-from engine.plan.window_ring import layers_of_ring
+from engine.plan.window_ring import WindowRing, layers_of_ring
 from engine.plan.workload import Workload
 
 Place = Literal["gpu", "host", "disk"]
@@ -154,12 +155,13 @@ def quantising_part(work: Workload, weights: BaseWeights, later: int) -> Line:
     """
     spec, needed = work.spec, 0
     if in_4_bits(weights) and not spec.stored_in_4_bits:
-        needed = max(spec.layer_parameters, spec.vocab_size * spec.hidden_size) * work.element
+        needed = max(spec.layer_parameters, spec.vocab_size * max(spec.hidden_size, spec.layers * spec.layer_input))
+        needed *= work.element
     return Line(
         name=QUANTISING,
         where="host",
         bytes=max(0, needed - later),
-        words=lambda: f"one layer or the embedding in its own format, {needed:,} B - {later:,} B that come later",
+        words=lambda: f"one layer or an embedding in its own format, {needed:,} B - {later:,} B that come later",
     )
 
 
@@ -207,23 +209,35 @@ def factor_parts(work: Workload, device: Place, *, layers: int) -> Iterator[Line
 def key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Line]:
     """Lists keys, values and their gradients of the layer being computed, and of a windowed layer beside it.
 
-    The buffers of either are reused by the next layer of its kind. A ring is small, and on the device whatever the
-    home of whole layers.
+    The buffers of either are reused by the next layer of its kind and shape. A ring is small, and on the device
+    whatever the home of whole layers. Keys and values that later layers attend to are kept until the step's end.
     """
-    ringed, _ = layers_of_ring(work.spec, plan.tile, work.context)
-    if ringed < work.spec.layers:
-        yield from _whole_layer_parts(work, plan, key_block, device)
-    yield from _ring_parts(work, plan, device)
-
-
-def _ring_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Line]:
     _, ring = layers_of_ring(work.spec, plan.tile, work.context)
-    if ring is None:
-        return
-    values, element = ring.rows * work.spec.stored_width, work.element
+    own = [kind for kind in work.spec.attentions if kind.use == "own"]
+    ringed = [kind for kind in own if ring is not None and kind.window is not None]
+    yield from _whole_layer_parts(
+        work, plan, key_block, device, _of_each_shape(kind for kind in own if kind not in ringed), _ONE_LAYER
+    )
+    lent = [kind for kind in work.spec.attentions if kind.use == "lent" for _ in range(kind.layers)]
+    yield from _whole_layer_parts(work, plan, key_block, device, lent, _LENT)
+    if ring is not None:
+        yield from _ring_parts(work, ring, _of_each_shape(ringed), device)
+
+
+_ONE_LAYER = "keys and values of one layer"
+_LENT = "keys and values that later layers attend to"
+
+
+def _of_each_shape(kinds: Iterable[AttendedShape]) -> list[AttendedShape]:
+    """Returns a kind of each shape of what is stored: layers of the same shape share a cache."""
+    return list({kind.stored: kind for kind in kinds}.values())
+
+
+def _ring_parts(work: Workload, ring: WindowRing, kinds: Sequence[AttendedShape], device: Place) -> Iterator[Line]:
+    values, element = ring.rows * sum(kind.stored_width for kind in kinds), work.element
 
     def shape() -> str:
-        return f"{ring.places} tiles' last {ring.kept:,} tokens × {_a_token(work.spec)}"
+        return f"{ring.places} tiles' last {ring.kept:,} tokens × {_a_token(kinds)}"
 
     yield Line(
         name="a windowed layer's keys and values",
@@ -239,15 +253,19 @@ def _ring_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Lin
     )
 
 
-def _whole_layer_parts(work: Workload, plan: StreamPlan, key_block: int, device: Place) -> Iterator[Line]:
-    n, width, element = work.context, work.spec.stored_width, work.element
+def _whole_layer_parts(
+    work: Workload, plan: StreamPlan, key_block: int, device: Place, kinds: Sequence[AttendedShape], name: str
+) -> Iterator[Line]:
+    if not kinds:
+        return
+    n, width, element = work.context, sum(kind.stored_width for kind in kinds), work.element
     home: Place = device if plan.kv_home == "gpu" else "host"
 
     def shape() -> str:
-        return f"{n:,} tokens × {_a_token(work.spec)}"
+        return f"{n:,} tokens × {_a_token(kinds)}"
 
     yield Line(
-        name="keys and values of one layer",
+        name=name,
         where=home,
         bytes=n * width * element,
         words=lambda: f"{shape()} × {element} B",
@@ -262,23 +280,18 @@ def _whole_layer_parts(work: Workload, plan: StreamPlan, key_block: int, device:
         )
 
 
-def _a_token(spec: ModelSpec) -> str:
+def _a_token(kinds: Sequence[AttendedShape]) -> str:
     """Says what is stored of a token: latents, or keys and values."""
-    if spec.latent is not None:
-        return f"{spec.latent.stored} numbers of latents"
-    if spec.value_dim is not None and spec.value_dim != spec.head_dim:
-        return f"{spec.kv_heads} heads × ({spec.head_dim} + {spec.value_dim})"
-    return f"2 × {spec.kv_heads} heads × {spec.head_dim}"
+    words = [kind.words for kind in kinds]
+    return words[0] if len(words) == 1 else f"({' + '.join(words)})"
 
 
 def slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> Iterator[Line]:
     """Lists the device buffers that tiles arrive in, and the tables that stay there for each position."""
     spec, element = work.spec, work.element
-    stored = _stored_bytes(work, plan) * spec.hidden_size
-    stashed = spec.output_width * element + 4 * spec.heads if plan.stash else 0
-    if plan.stash and stashes_kv(spec) and layers_of_ring(spec, plan.tile, work.context)[0]:
-        stashed += spec.stored_width // 2 * element  # keys and values of a ring's tiles come back through two buffers
-    a_token = round(stored) + spec.hidden_size * element + stashed
+    stored = _stored_bytes(work, plan) * spec.hidden_width
+    stashed = _stash_row(work, ringed=layers_of_ring(spec, plan.tile, work.context)[0] > 0) if plan.stash else 0
+    a_token = round(stored) + (spec.hidden_width + spec.layer_input) * element + stashed
     yield Line(
         name="tiles in flight between the homes",
         where=device,
@@ -288,6 +301,22 @@ def slot_parts(work: Workload, plan: StreamPlan, tile: int, device: Place) -> It
     tables = 2 * spec.head_dim * element + 8  # and the positions themselves
     kept = work.context if tables * work.context <= ROTARY_CACHE else tile
     yield Line(name="rotary tables", where=device, bytes=tables * kept, words=lambda: f"{kept:,} tokens × {tables} B")
+
+
+def _stash_row(work: Workload, *, ringed: bool) -> int:
+    """Bytes of a token in the buffers that saved tensors come back through, one for each width.
+
+    Keys and values have buffers of their own only where a ring's tiles are fetched one by one (`ringed`).
+    """
+    kinds = work.spec.attentions
+    outputs, heads = {kind.output_width for kind in kinds}, {kind.heads for kind in kinds}
+    keys = {
+        kind.stored[0] * width
+        for kind in kinds
+        if ringed and kind.saves_kv and kind.window is not None
+        for width in kind.stored[1:]
+    }
+    return (sum(outputs) + sum(keys)) * work.element + 4 * sum(heads)
 
 
 def _stored_bytes(work: Workload, plan: StreamPlan) -> float:
@@ -309,31 +338,34 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
     yield Line(
         name="hidden states",
         where=home,
-        bytes=round(kept * n * spec.hidden_size * per_value),
-        words=lambda: f"({counted()}) × {n:,} tokens × {spec.hidden_size:,} × {per_value:g} B",
+        bytes=round(kept * n * spec.hidden_width * per_value),
+        words=lambda: f"({counted()}) × {n:,} tokens × {spec.hidden_width:,} × {per_value:g} B",
     )
     yield Line(
         name="gradient stream",
         where=home,
-        bytes=n * spec.hidden_size * element,
-        words=lambda: f"{n:,} tokens × {spec.hidden_size:,} × {element} B",
+        bytes=n * spec.hidden_width * element,
+        words=lambda: f"{n:,} tokens × {spec.hidden_width:,} × {element} B",
+    )
+    yield Line(
+        name="inputs of single layers",
+        where=home,
+        bytes=spec.layers * n * spec.layer_input * element,
+        words=lambda: f"{spec.layers} layers × {n:,} tokens × {spec.layer_input:,} × {element} B",
     )
     if plan.stash:
-        per_token, attending = spec.output_width * element + spec.heads * 4, spec.attending_layers
-        yield Line(
-            name="stash: attention outputs and logsumexp",
-            where=place_of(work, plan.stash_home),
-            bytes=attending * n * per_token,
-            words=lambda: (
-                f"{attending} layers × {n:,} tokens × ({spec.output_width:,} × {element} + {spec.heads} × 4) B"
-            ),
+        outputs = _summed((kind.layers, *_output(kind, element)) for kind in spec.attentions)
+        saved = _summed(
+            (kind.layers, kind.stored_width * element, f"{kind.words} × {element} B")
+            for kind in spec.attentions
+            if kind.saves_kv
         )
-        if stashes_kv(spec):
+        for name, found in (("stash: attention outputs and logsumexp", outputs), ("stash: keys and values", saved)):
             yield Line(
-                name="stash: keys and values",
+                name=name,
                 where=place_of(work, plan.stash_home),
-                bytes=attending * n * spec.stored_width * element,
-                words=lambda: f"{attending} layers × {n:,} tokens × {_a_token(spec)} × {element} B",
+                bytes=sum(layers * n * size for (size, _), layers in found.items()),
+                words=functools.partial(_layers_in_words, found, n),
             )
     if plan.spills:
         yield staging_part(work, plan, tile)
@@ -348,10 +380,12 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
     """Host staging of homes on disk: at most four tiles of each kind of file, two being read and two being written."""
     spec, element, a_token = work.spec, work.element, 0
     if plan.hidden_home == "disk":
-        a_token += round(_stored_bytes(work, plan) * spec.hidden_size) + spec.hidden_size * element
+        a_token += round(_stored_bytes(work, plan) * spec.hidden_width)
+        a_token += (spec.hidden_width + spec.layer_input) * element
     if plan.stash and plan.stash_home == "disk":
-        keys = spec.stored_width // 2 * element if stashes_kv(spec) else 0
-        a_token += spec.output_width * element + 4 * spec.heads + keys
+        kinds = spec.attentions
+        keys = max((max(kind.stored[1:]) * kind.stored[0] for kind in kinds if kind.saves_kv), default=0) * element
+        a_token += max((kind.output_width * element + 4 * kind.heads for kind in kinds), default=0) + keys
     return Line(
         name="tiles on their way to and from the disk",
         where="host",
@@ -360,9 +394,22 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
     )
 
 
-def stashes_kv(spec: ModelSpec) -> bool:
-    """Whether keys and values are saved beside the attention output: where both together are no larger than it."""
-    return spec.stored_width <= spec.output_width
+def _output(kind: AttendedShape, element: int) -> tuple[int, str]:
+    """Returns the bytes of a token's saved attention output and logsumexp, and their formula."""
+    size = kind.output_width * element + 4 * kind.heads
+    return size, f"({kind.output_width:,} × {element} + {kind.heads} × 4) B"
+
+
+def _layers_in_words(found: Mapping[tuple[int, str], int], tokens: int) -> str:
+    return " + ".join(f"{layers} layers × {tokens:,} tokens × {said}" for (_, said), layers in found.items())
+
+
+def _summed(kinds: Iterable[tuple[int, int, str]]) -> dict[tuple[int, str], int]:
+    """Returns the number of layers of each width, from their kinds: layers, bytes of a token, their formula."""
+    found: dict[tuple[int, str], int] = {}
+    for layers, size, said in kinds:
+        found[size, said] = found.get((size, said), 0) + layers
+    return found
 
 
 def stored_layers(layers: int, every: int) -> int:

@@ -19,7 +19,7 @@ from engine.plan.full_tuning import (
     update_seconds,
     way_home_seconds,
 )
-from engine.plan.ledger_lines import NF4_BITS, Place, place_of, stashes_kv, stored_bytes
+from engine.plan.ledger_lines import NF4_BITS, Place, place_of, stored_bytes
 from engine.plan.recurrent import recurrence_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
@@ -171,6 +171,9 @@ def attention_flops(work: Workload) -> float:
     window = min(spec.sliding_window or n, n)
     windowed = n * window - window * window / 2
     full = max(0, spec.attending_layers - spec.windowed_layers)
+    if spec.attended:
+        seen = ((kind, pairs * work.ranks if kind.window is None else windowed) for kind in spec.attended)
+        return sum(2 * kind.layers * kind.heads * (kind.key_dim + kind.value_dim) * met for kind, met in seen)
     # With sequence parallelism `context` is a rank's part, and the sequence is `ranks` times as long.
     return 4 * work.query_width * (full * pairs * work.ranks + spec.windowed_layers * windowed)
 
@@ -205,7 +208,8 @@ def _matrix_parts(
     adapters = work.lora_parameters if work.multiplied_lora is None else work.multiplied_lora
     flops = 2.0 * n * (units * weights + (units + 1) * adapters)
     if refill:
-        flops += 2.0 * n * spec.attending_layers * spec.hidden_size * spec.stored_width
+        projected = sum(kind.layers * kind.stored_width for kind in spec.attentions if kind.use == "own")
+        flops += 2.0 * n * spec.hidden_size * projected
     head = head_products * 2.0 * n * spec.vocab_size * spec.hidden_size
     return [
         TimePart(
@@ -446,10 +450,13 @@ def written_by(work: Workload, plan: StreamPlan) -> int:
     written = 0.0
     if plan.hidden_home == "disk":
         # Each layer's input once, and again where it is recomputed; the gradient stream once for each layer.
-        written += spec.layers * spec.hidden_size * element * ((2 - 1 / plan.checkpoint_every) * ratio + 1)
+        written += spec.layers * spec.hidden_width * element * ((2 - 1 / plan.checkpoint_every) * ratio + 1)
+        # What each layer takes beside them, and its gradient in its place.
+        written += 2 * spec.layers * spec.layer_input * element
     if plan.stash and plan.stash_home == "disk":
-        keys = spec.stored_width * element if stashes_kv(spec) else 0
-        written += spec.attending_layers * (spec.output_width * element + 4 * spec.heads + keys)
+        for kind in spec.attentions:
+            keys = kind.stored_width * element if kind.saves_kv else 0
+            written += kind.layers * (kind.output_width * element + 4 * kind.heads + keys)
     return round(work.context * written)
 
 
@@ -459,12 +466,14 @@ def _moved(work: Workload, plan: StreamPlan, tiles: int, again: float) -> Moved:
     ratio = plan.activation_bits / 16
     # Hidden states are written and read in the forward, and read for the refill and in the backward. The gradient
     # stream is read and written. A layer that is not stored is recomputed, and written and read once more.
-    hidden = spec.layers * n * spec.hidden_size * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
+    hidden = spec.layers * n * spec.hidden_width * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
+    hidden += spec.layers * n * spec.layer_input * e * (3 + again)
     stash = 0.0
     if plan.stash:
         # Written in the forward and read in the backward; outputs also where a layer is recomputed.
-        outputs = (2 + again) * (spec.output_width * e + 4 * spec.heads)
-        stash = spec.attending_layers * n * (outputs + (2 * spec.stored_width * e if stashes_kv(spec) else 0))
+        for kind in spec.attentions:
+            outputs = (2 + again) * (kind.output_width * e + 4 * kind.heads)
+            stash += kind.layers * n * (outputs + (2 * kind.stored_width * e if kind.saves_kv else 0))
     pages = 0.0
     if plan.kv_home == "host" and work.on_gpu:
         # Every tile reads all earlier keys, half of n on average. Backward also reads and writes fp32 gradients.

@@ -61,7 +61,9 @@ def ring_for(window: int | None, tile: int, context: int) -> WindowRing | None:
 def layers_of_ring(spec: ModelSpec, tile: int, context: int) -> tuple[int, WindowRing | None]:
     """Returns the number of a model's layers that use a ring, and the ring; arguments as in `ring_for`.
 
-    The other layers hold keys and values of the whole context, one layer at a time.
+    The other layers hold keys and values of the whole context, one layer at a time. So do layers that share keys and
+    values: each layer that reads them goes through all tiles.
     """
-    ring = ring_for(spec.sliding_window, tile, context) if spec.windowed_layers else None
-    return (0, None) if ring is None else (spec.windowed_layers, ring)
+    windowed = sum(kind.layers for kind in spec.attentions if kind.window is not None and kind.use == "own")
+    ring = ring_for(spec.sliding_window, tile, context) if windowed else None
+    return (0, None) if ring is None else (windowed, ring)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+from collections import Counter
 from typing import Any
 
 import torch
@@ -12,12 +14,15 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from engine.models.adapter import linear_names
+from engine.models.attended import AttendedShape, Use
 from engine.models.expert_stacks import CHOSEN_EXPERTS, stacks_of
 from engine.models.families import setting_refusals
 from engine.models.layer_settings import largest_of_layers
 from engine.models.layers import decoder_layers, expert_weights
 from engine.models.rope import fixed_rope_context, rope_type
+from engine.models.shared_kv import kv_owners
 from engine.models.spec import LayerKind, Linear, as_spec
+from engine.streaming.decoder import LAYER_INPUT
 from engine.streaming.latent_attention import latent_attention
 from engine.verify.observed_bytes import Attended, observed_bytes
 from engine.verify.observed_recurrence import observed_recurrence
@@ -95,7 +100,44 @@ def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool
     }
     recurrent = observed_recurrence(layers, hidden)
     shape["recurrent"] = None if recurrent is None else dataclasses.asdict(recurrent)
+    shape |= _beside(config, layers, calls)
     return shape | _experts(layers, hidden, chosen)
+
+
+def _beside(config: Any, layers: list[nn.Module], calls: list[Attended]) -> dict[str, Any]:
+    """Returns the fields of what layers have in other shapes or numbers than those of most families."""
+    shape: dict[str, Any] = {}
+    owners = kv_owners(config)
+    shares = any(owner is not None for owner in owners)
+    widths = {dataclasses.replace(call, window=None) for call in calls}
+    if shares or (len(widths) > 1 and _latent(layers) is None):
+        if shares and len(calls) != len(layers):
+            raise ShapeUnknownError("layers share keys and values, and some do not attend")
+        uses: list[Use] = ["own"] * len(calls)
+        for layer, owner in enumerate(owners if shares else ()):
+            if owner is not None:
+                uses[layer], uses[owner] = "borrowed", "lent"
+        kinds = Counter(zip(calls, uses, strict=True))
+        shape["attended"] = [_attended(call, use, count) for (call, use), count in kinds.items()]
+    if streams := getattr(config, "altup_num_inputs", None):
+        shape["streams"] = streams
+    if LAYER_INPUT in inspect.signature(layers[0].forward).parameters:
+        shape["layer_input"] = getattr(config, "hidden_size_per_layer_input", None) or 0
+    return shape
+
+
+def _attended(call: Attended, use: Use, layers: int) -> dict[str, Any]:
+    return dataclasses.asdict(
+        AttendedShape(
+            layers=layers,
+            heads=call.heads,
+            kv_heads=call.kv_heads,
+            key_dim=call.head_dim,
+            value_dim=call.value_dim,
+            window=call.window,
+            use=use,
+        )
+    )
 
 
 def _unused_heads(config: Any) -> Attended:
