@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from engine import errors
+from engine.export.gguf_model import is_read_by_transformers, read_model
 from engine.export.gguf_rope import read_table
 from engine.export.source import trained_encoder
 from engine.hardware.limits import read_memory
@@ -118,7 +119,12 @@ def compare(source: Source, model: Merged, folder: Path, dtype: str, gguf: str |
     arguments: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     if gguf and model.config.model_type != "mistral":  # transformers reads it as Llama
         arguments["config"] = model.config
-    exported = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **arguments)
+    if gguf and not is_read_by_transformers(model.config):
+        exported = read_model(folder / gguf, model.config)
+    else:
+        exported = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, **arguments
+        )
     if gguf:
         _turn_as_written(exported, rotary, folder / gguf, ids.shape[1])
     return _judged(_logits(exported, ids), expected, folder, dtype)
@@ -139,7 +145,12 @@ def _judged(found: torch.Tensor, expected: torch.Tensor, folder: Path, dtype: st
 
 def _rotary(model: Any) -> Any:
     """Returns the module that holds the rotary frequencies."""
-    return next(module for module in model.modules() if hasattr(module, "inv_freq"))
+    return next(module for module in model.modules() if hasattr(module, _of(module) + "inv_freq"))
+
+
+def _of(rotary: Any) -> str:
+    """Returns how names of a rotary module's values begin, where windowed layers have others (Gemma 3)."""
+    return "full_attention_" if hasattr(rotary, "full_attention_inv_freq") else ""
 
 
 def _turn_as_written(exported: Any, trained: Any, file: Path, length: int) -> None:
@@ -150,15 +161,17 @@ def _turn_as_written(exported: Any, trained: Any, file: Path, length: int) -> No
     """
     table = read_table(file, length)
     frequencies = torch.from_numpy(table.frequencies)
-    before = trained.inv_freq.double()
+    of = _of(trained)
+    before = getattr(trained, f"{of}inv_freq").double()
     apart = (frequencies / before - 1).abs().max().item() if frequencies.shape == before.shape else float("inf")
-    apart = max(apart, abs(table.magnitude / float(trained.attention_scaling) - 1))
+    apart = max(apart, abs(table.magnitude / float(getattr(trained, f"{of}attention_scaling")) - 1))
     if not apart <= _ROTARY_TOLERANCE:
         raise errors.EXPORT_DIFFERS(path=file, problem=f"their rotary tables differ by {apart:.2g}, relative")
     rotary = _rotary(exported)
-    rotary.inv_freq = frequencies.to(rotary.inv_freq)
-    rotary.attention_scaling = table.magnitude
-    rotary.rope_type = "default"  # keeps transformers from recomputing them
+    setattr(rotary, f"{of}inv_freq", frequencies.float())
+    setattr(rotary, f"{of}attention_scaling", table.magnitude)
+    if not of:
+        rotary.rope_type = "default"  # keeps transformers from recomputing them
 
 
 def _sample(source: Source) -> torch.Tensor:

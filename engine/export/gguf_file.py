@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from engine.export import gguf_rope, k_quants
+from engine.export import gguf_families, gguf_rope, k_quants
+from engine.export.gguf_families import experts_of
 from engine.export.gguf_tokenizer import read_tokenizer
 from engine.export.merged import Tell, converted
 from engine.export.weights import count
@@ -72,10 +73,7 @@ class GgufFile:
         self._source, self._model, self._dtype = source, model, dtype
         config = model.config
         self._family = gguf_names(config.model_type)
-        _check_window(config)
-        if problem := _expert_obstacle(config) or _bias_obstacle(config):
-            raise unsupported(config.model_type, problem)
-        problem = gguf_rope.obstacle(config, self._family.architecture)
+        problem = gguf_families.obstacle(config) or gguf_rope.obstacle(config, self._family.architecture)
         if problem:
             raise unsupported(config.model_type, problem)
         self.tokenizer = read_tokenizer(source.result, config.vocab_size)
@@ -145,12 +143,11 @@ class GgufFile:
             writer.add_layer_norm_eps(config.norm_epsilon)
         else:
             writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        if experts := _experts(config):
+        if experts := experts_of(config):
             writer.add_expert_count(experts)
             writer.add_expert_used_count(config.num_experts_per_tok)
             writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-        if config.model_type == "phi3":
-            writer.add_sliding_window(config.sliding_window or 0)
+        gguf_families.describe(writer, config)
         gguf_rope.describe(writer, config)
 
     # --- tensors -------------------------------------------------------------------------------------------
@@ -179,7 +176,7 @@ class GgufFile:
         for name, numbered in experts.items():
             found = names.get_name(name)
             stacked = tuple(source for _, source in sorted(numbered))
-            if found is None or len(stacked) != _experts(config):
+            if found is None or len(stacked) != experts_of(config):
                 raise unsupported(config.model_type, f"GGUF has no name for its {numbered[0][1]}")
             shape = (len(stacked), *weights.shape(stacked[0]))
             matrix = f"{found}.weight"
@@ -212,6 +209,8 @@ class GgufFile:
         tensor = self._model.weights.tensor(planned.source)
         config = self._model.config
         layer = planned.source.rpartition(".")[0]
+        if self._family.norm_offset and layer.endswith("norm"):
+            tensor = tensor.float() + self._family.norm_offset
         if self._family.interleaved and layer.endswith("q_proj"):
             tensor = interleaved(tensor, config.num_attention_heads)
         elif self._family.interleaved and layer.endswith("k_proj"):
@@ -241,6 +240,12 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
     return halves.transpose(1, 2).reshape(weight.shape)
 
 
+def pairs_apart(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Reverses `interleaved`."""
+    pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
+    return pairs.transpose(1, 2).reshape(weight.shape)
+
+
 def unsupported(family: str, problem: str) -> EliteError:
     """Builds the error for a model that cannot be written as GGUF."""
     return refuse(family, "gguf", problem)
@@ -248,39 +253,3 @@ def unsupported(family: str, problem: str) -> EliteError:
 
 _EXPERT = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.(\d+)\.((?:gate|up|down)_proj)\.weight")
 """Name of one expert's tensor: GGUF holds those of a layer in one."""
-
-
-def _experts(config: Any) -> int:
-    """Number of experts of a layer; 0 for a model without them."""
-    if config.model_type != "qwen3_moe":
-        return 0
-    return int(getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0)
-
-
-def _expert_obstacle(config: Any) -> str:
-    """Returns what llama.cpp does otherwise with a model's experts; "" where it does the same."""
-    if config.model_type != "qwen3_moe":
-        return ""
-    if not _experts(config) or config.mlp_only_layers or config.decoder_sparse_step != 1:
-        return "llama.cpp expects experts in every layer of it"
-    return "" if config.norm_topk_prob else "llama.cpp makes the chosen experts' weights add up to 1 (norm_topk_prob)"
-
-
-def _bias_obstacle(config: Any) -> str:
-    """Returns which biases of a model llama.cpp asks for in vain, or ignores."""
-    if config.model_type == "starcoder2" and not config.use_bias:
-        return "llama.cpp expects biases in it"
-    if config.model_type == "qwen3_moe" and config.attention_bias:
-        return "llama.cpp reads no biases of its attention"
-    return ""
-
-
-def _check_window(config: Any) -> None:
-    """Refuses a sliding window that is shorter than the context: llama.cpp ignores windows in these families."""
-    window = getattr(config, "sliding_window", None)
-    layers = getattr(config, "layer_types", None) or ()
-    windowed = config.model_type in ("mistral", "qwen3_moe", "starcoder2") or (
-        config.model_type != "phi3" and "sliding_attention" in layers
-    )
-    if window and windowed and window < config.max_position_embeddings:
-        raise unsupported(config.model_type, f"its sliding window of {window} tokens would be lost")

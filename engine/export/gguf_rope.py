@@ -22,13 +22,21 @@ if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
 
 _BETA_FAST, _BETA_SLOW = 32.0, 1.0
+_WINDOWS_BASE = 10_000.0
+"Of Gemma 3's windowed layers, which no file says."
 _FACTORS = {"llama": ("llama3",), "phi3": ("longrope",)}
 "Architectures whose loader supports divisor tensors, and the scalings that need them."
 
 
 def rope_of(config: Any) -> dict[str, Any]:
-    """Returns the rotary settings of a transformers configuration."""
-    return dict(config.rope_parameters or {})
+    """Returns the rotary settings of a transformers configuration; those of whole attention where windows differ."""
+    found = dict(config.rope_parameters or {})
+    return dict(found.get("full_attention", found))
+
+
+def of_windows(config: Any) -> dict[str, Any]:
+    """Returns the rotary settings of windowed layers, where they have their own; else none."""
+    return dict((config.rope_parameters or {}).get("sliding_attention") or {})
 
 
 def head_size(config: Any) -> int:
@@ -54,6 +62,9 @@ def obstacle(config: Any, architecture: str) -> str:
         return f"YaRN's betas are 32 and 1 there, not {betas[0]:g} and {betas[1]:g}"
     if kind == "yarn" and not rope.get("truncate", True):
         return "YaRN's range is rounded there, and not in this model (truncate)"
+    windows = of_windows(config)
+    if windows and (windows.get("rope_type", "default"), windows.get("rope_theta")) != ("default", _WINDOWS_BASE):
+        return f"its windowed layers rotate by base {_WINDOWS_BASE:,.0f} there, not {windows.get('rope_theta'):,.0f}"
     return ""
 
 

@@ -44,6 +44,8 @@ class GgufNames:
     architecture: str
     interleaved: bool = False
     "Whether its rotary embedding rotates neighbouring values, not those half a head apart. Export reorders q and k."
+    norm_offset: float = 0.0
+    "What norms add to their weights: a file holds the sums."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +253,14 @@ _ALL_BIASES = {"attention_bias": True, "output_bias": True, "mlp_bias": True}
 FAMILIES: dict[str, Family] = {
     "ernie4_5": Family(kv_heads=2, head_dim=128, tied_embeddings=True, max_context=131_072, from_config=_use_bias),
     "exaone4": Family(shape={"qk_norm": True}, kv_heads=32, max_context=2048, from_config=_exaone4),
-    "gemma": Family(kv_heads=16, head_dim=256, tied_embeddings=True, max_context=8192, from_config=_attention_bias),
+    "gemma": Family(
+        gguf=GgufNames(architecture="gemma", norm_offset=1.0),
+        kv_heads=16,
+        head_dim=256,
+        tied_embeddings=True,
+        max_context=8192,
+        from_config=_attention_bias,
+    ),
     "gemma2": Family(
         does=frozenset(),
         because="it caps its attention scores, which flash kernels do not compute",
@@ -263,6 +272,7 @@ FAMILIES: dict[str, Family] = {
         from_config=_alternating(2, 4096),
     ),
     "gemma3_text": Family(
+        gguf=GgufNames(architecture="gemma3", norm_offset=1.0),
         shape={"norms_per_layer": 4, "qk_norm": True},
         kv_heads=4,
         head_dim=256,
@@ -279,7 +289,7 @@ FAMILIES: dict[str, Family] = {
         max_context=131_072,
         from_config=_qkv_bias,
     ),
-    "granite": Family(max_context=2048, from_config=_llama),
+    "granite": Family(gguf=GgufNames(architecture="granite", interleaved=True), max_context=2048, from_config=_llama),
     "llama": Family(
         does=_FUSED,
         gguf=GgufNames(architecture="llama", interleaved=True),
@@ -298,7 +308,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "mixtral": Family(shape={"adapts_mlp": False}, kv_heads=8, max_context=131_072, from_config=_mixtral),
     "olmo2": Family(
-        shape={"qk_norm": True, "qk_norm_of_all_heads": True}, max_context=2048, from_config=_attention_bias
+        gguf=GgufNames(architecture="olmo2"),
+        shape={"qk_norm": True, "qk_norm_of_all_heads": True},
+        max_context=2048,
+        from_config=_attention_bias,
     ),
     "olmo3": Family(
         shape={"qk_norm": True, "qk_norm_of_all_heads": True}, max_context=2048, from_config=_alternating(4, 4096)
@@ -337,8 +350,20 @@ FAMILIES: dict[str, Family] = {
         kv_heads=4,
         from_config=_qwen3_moe,
     ),
-    "seed_oss": Family(kv_heads=8, head_dim=128, max_context=524_288, from_config=_seed_oss),
-    "smollm3": Family(kv_heads=4, tied_embeddings=True, max_context=32_768, from_config=_smollm3),
+    "seed_oss": Family(
+        gguf=GgufNames(architecture="seed_oss"),
+        kv_heads=8,
+        head_dim=128,
+        max_context=524_288,
+        from_config=_seed_oss,
+    ),
+    "smollm3": Family(
+        gguf=GgufNames(architecture="smollm3", interleaved=True),
+        kv_heads=4,
+        tied_embeddings=True,
+        max_context=32_768,
+        from_config=_smollm3,
+    ),
     "starcoder2": Family(
         gguf=GgufNames(architecture="starcoder2"),
         shape={**_LAYER_NORM, **_ALL_BIASES},

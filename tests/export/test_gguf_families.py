@@ -26,9 +26,32 @@ MLP = {
     "starcoder2": {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
     "qwen3_moe": {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_gate_inp": "mlp.gate"},
 }
+NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+}
+GATED = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+MLP |= {
+    "gemma3_text": {**GATED, **NORMS, "ffn_norm": "pre_feedforward_layernorm"},
+    "granite": GATED,
+    "olmo2": {**GATED, **NORMS},
+}
+METADATA = {
+    "granite": {"embedding_scale": 12.0, "logit_scale": 8.0, "residual_scale": 0.22, "attention.scale": 0.0625},
+    "gemma3_text": {"attention.sliding_window": 20, "attention.key_length": 16, "rope.freq_base": 1e6},
+}
 CASES = {
     "starcoder2": {"sliding_window": None},
     "qwen3_moe": {"decoder_sparse_step": 1},
+    "gemma3_text": {
+        "num_hidden_layers": 6,
+        "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        "query_pre_attn_scalar": 16,
+    },
+    "granite": {},
+    "olmo2": {},
 }
 EXPERTS = {
     "ffn_gate_exps": ("gate_up_proj", 0),
@@ -47,7 +70,11 @@ def _wanted(name, family, state):
         both, half = EXPERTS[part]
         stacked = state[f"model.layers.{layer}.mlp.experts.{both}"]
         return stacked if half is None else stacked.chunk(2, dim=1)[half]
-    return state[f"model.layers.{layer}.{ {**ATTENTION, **MLP[family]}[part] }.{kind}"]
+    found = state[f"model.layers.{layer}.{ {**ATTENTION, **MLP[family]}[part] }.{kind}"]
+    if family == "granite" and part in ("attn_q", "attn_k"):  # neighbours rotate together there, not halves of a head
+        heads = 4 if part == "attn_q" else 2
+        return found.reshape(heads, 2, -1, found.shape[1]).transpose(1, 2).reshape(found.shape)
+    return found
 
 
 @pytest.mark.parametrize("family", CASES)
@@ -65,16 +92,25 @@ def test_every_tensor_comes_back(family, tmp_path):
     for tensor in reader.tensors:
         values = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
         want = _wanted(tensor.name, family, state)
+        if family == "gemma3_text" and "norm" in tensor.name:
+            want = want + 1  # which its norms add
         assert torch.equal(values.reshape(want.shape), want), tensor.name
         seen.add(tensor.name)
     layers = merged.config.num_hidden_layers
     assert {f"blk.{layer}.attn_q.weight" for layer in range(layers)} <= seen
+    described = {key.partition(".")[2]: field.contents() for key, field in reader.fields.items()}
+    assert {key: described[key] for key in METADATA.get(family, {})} == pytest.approx(METADATA.get(family, {}))
+    if family in ("granite", "olmo2"):  # which transformers does not read
+        return
     read = AutoModelForCausalLM.from_pretrained(
         tmp_path / "gguf", gguf_file=file.name, config=merged.config, dtype=torch.float32
     )
     ids = torch.arange(20, 80)[None]
     wanted = merged.eval()(input_ids=ids, use_cache=False).logits
     assert torch.allclose(read.eval()(input_ids=ids, use_cache=False).logits, wanted, atol=1e-4)
+
+
+GEMMA = ["sliding_attention"] * 5 + ["full_attention"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +120,12 @@ def test_every_tensor_comes_back(family, tmp_path):
         ("starcoder2", {"sliding_window": None, "use_bias": False}, "biases"),
         ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
         ("qwen3_moe", {"mlp_only_layers": [0]}, "every layer"),
-        ("olmo2", {}, "not known here"),
+        ("exaone4", {}, "not known here"),
+        ("gemma3_text", {}, "every 6th"),
+        ("gemma3_text", {"num_hidden_layers": 6, "layer_types": GEMMA}, "divided by the root of 16"),
+        ("olmo2", {"attention_bias": True}, "biases"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}, "every 4th"),
+        ("seed_oss", {"attention_out_bias": True}, "bias of its output"),
     ],
 )
 def test_what_llama_cpp_would_compute_otherwise_is_refused(family, changes, says, tmp_path, capsys):

@@ -29,6 +29,23 @@ EXPERTS = {
     "moe_intermediate_size": 256,
     "norm_topk_prob": True,
 }
+GEMMA = {
+    "num_hidden_layers": 7,  # one of six attends to everything
+    "head_dim": 64,
+    "query_pre_attn_scalar": 64,
+    "sliding_window": 16,
+    "final_logit_softcapping": 20.0,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+}
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.0625,
+}
 FAMILIES = {
     "qwen2, tied": ("qwen2", "qwen2", {"tied": True}),
     "qwen3": ("qwen3", "qwen2", {}),
@@ -37,6 +54,12 @@ FAMILIES = {
     "llama, byte fallback": ("llama", "llama", {}),
     "mistral": ("mistral", "llama", {}),
     "phi3": ("phi3", "llama", {}),
+    "gemma": ("gemma", "llama", {"head_dim": 64, "tied": True}),
+    "gemma3": ("gemma3_text", "llama", GEMMA),
+    "granite": ("granite", "llama", GRANITE),
+    "olmo2": ("olmo2", "qwen2", {}),
+    "seed_oss": ("seed_oss", "qwen2", {"head_dim": 64, "tied": True}),
+    "smollm3": ("smollm3", "llama-bpe", {"num_hidden_layers": 5}),
 }
 
 

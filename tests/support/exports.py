@@ -11,16 +11,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
+from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers import AutoModelForCausalLM as AutoModel
-from transformers import (
-    LlamaConfig,
-    MistralConfig,
-    Phi3Config,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-    Qwen3MoeConfig,
-)
 
 from engine.config import from_mapping
 from engine.models.adapter import attach_adapter, save_adapter, trainable
@@ -32,14 +24,6 @@ from engine.models.placement import choose_placement
 from engine.runs.run_directory import RunDirectory
 
 VOCABULARY = 640
-CONFIGS = {
-    "qwen2": Qwen2Config,
-    "qwen3": Qwen3Config,
-    "qwen3_moe": Qwen3MoeConfig,
-    "llama": LlamaConfig,
-    "mistral": MistralConfig,
-    "phi3": Phi3Config,
-}
 _SHAPE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
@@ -109,7 +93,7 @@ def save_base(
     torch.manual_seed(seed)
     head = {"head_dim": 16} if family in ("qwen3", "qwen3_moe", "mistral") else {}
     window = {"sliding_window": None} if family == "mistral" else {}
-    config = CONFIGS[family](**{**_SHAPE, **head, **window, "tie_word_embeddings": tied, **shape})
+    config = AutoConfig.for_model(family, **{**_SHAPE, **head, **window, "tie_word_embeddings": tied, **shape})
     model = AutoModel.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
