@@ -1,7 +1,7 @@
 """Attention of a packed sequence within each document, by torch's fused attention, without a mask.
 
 A block-diagonal mask would take n² bytes, rule out the fastest kernels, and compute the blocks that it then masks.
-Computed separately, documents cost only their own squares. Sinks, for which transformers has only eager
+Computed separately, documents cost only their own squares. Sinks and caps, for which transformers has only eager
 attention with its n² scores, and chunks are computed block by block as in the streamed step.
 """
 
@@ -22,6 +22,7 @@ from engine.attention.mask_tiles import Piece, causal_pieces
 from engine.attention.rule import AttentionRule, chunk_of
 from engine.attention.select import select_backend
 from engine.attention.sinks import sink_gradient, with_sinks
+from engine.attention.softcapped import SoftcappedAttention
 from engine.attention.torch_flash import TorchFlash
 from engine.attention.unequal_heads import for_heads
 
@@ -48,7 +49,9 @@ def packed_attention(config: Any, starts: Sequence[int], tokens: int) -> Iterato
     """
     global _borders
     before = config._attn_implementation
-    if (len(starts) == 1 and before != "eager") or "flash" in str(before):
+    # SDPA leaves caps out without a word.
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    if (len(starts) == 1 and before != "eager" and not capped) or "flash" in str(before):
         yield
         return
     _register()
@@ -78,15 +81,14 @@ def _attention_function(
         raise RuntimeError("no packed sequence is being run: this model's attention implementation was left behind")
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    if softcap is not None:
-        raise RuntimeError(f"{type(module).__name__} uses soft-capping, which fused attention does not compute")
     rule = AttentionRule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
         chunk=chunk_of(module),
         sinks=s_aux,
+        softcap=softcap,
     )
-    if s_aux is not None or rule.chunk is not None:
+    if s_aux is not None or softcap is not None or rule.chunk is not None:
         if dropout:
             raise RuntimeError(f"{type(module).__name__} has dropout in its attention, which is not computed here")
         states = (x.to(dtype) for x in (query, key, value))
@@ -175,6 +177,9 @@ def _how(q: Tensor, k: Tensor, v: Tensor, borders: Sequence[int], rule: Attentio
         causal_pieces(0, tokens, key_block=KEY_BLOCK, window=rule.window, document_starts=starts)
     )
     width = max(k.shape[-1], v.shape[-1])
+    if rule.softcap is not None:
+        capped = SoftcappedAttention(rule.softcap)
+        return {"start": 0, "pieces": pieces, "backend": capped, "scale": rule.scale}
     # The first call checks the kernels with graphs of its own, which a checkpoint around the layer would take for its.
     with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
         backend = for_heads(select_backend(q.device, q.dtype, q.shape[1], k.shape[1], width), k, v)

@@ -23,6 +23,8 @@ class AttentionRule:
     "Tokens of a chunk, counted from a document's start; a query sees the keys of its own chunk. None for no chunks."
     sinks: Tensor | None = None
     "Score of a key of each head that has no value, (heads,); None for none."
+    softcap: float | None = None
+    "Bound c of the scores, which become c·tanh(s / c); None for none."
 
     @property
     def reach(self) -> int | None:

@@ -17,6 +17,7 @@ from engine.attention.cpu import CpuFlash
 from engine.attention.cudnn import CudnnFlash
 from engine.attention.flash_attn_package import FlashAttnPackage
 from engine.attention.memory_efficient import MemoryEfficient
+from engine.attention.softcapped import SoftcappedAttention
 from engine.attention.torch_flash import TorchFlash
 from engine.attention.unequal_heads import for_heads
 from engine.errors import StreamPlanError
@@ -127,8 +128,10 @@ class BackendByWidth:
         """The backend of the widest heads, which narrower ones can use too."""
         return self._by_width[max(self._by_width)]
 
-    def serving(self, k: Tensor, v: Tensor) -> AttentionBackend:
-        """Returns what computes with keys and values, each (1, kv_heads, n, width)."""
+    def serving(self, k: Tensor, v: Tensor, softcap: float | None = None) -> AttentionBackend:
+        """Returns what computes with keys and values, each (1, kv_heads, n, width), and capped scores or not."""
+        if softcap is not None:
+            return SoftcappedAttention(softcap)
         return for_heads(self._by_width.get(k.shape[-1], self.widest), k, v)
 
 

@@ -109,7 +109,7 @@ class CachedAttention:
         stop = self.start + q.shape[2]
         borders = rule.borders((0,), stop)
         pieces = causal_pieces(self.start, stop, key_block=self._page, window=rule.window, document_starts=borders)
-        backend = self._backends.serving(k, v)
+        backend = self._backends.serving(k, v, rule.softcap)
         out, logsumexp = attend(
             q, k, v, start=self.start, pieces=pieces, earlier=store, backend=backend, scale=rule.scale
         )

@@ -49,7 +49,7 @@ class PromptAttention:
         borders = rule.borders(self._starts, self._tokens)
         pieces = causal_pieces(0, self._tokens, key_block=self._tokens, window=rule.window, document_starts=borders)
         earlier = RowStore(self._cache, self._layer, 0)  # nothing is before the tile
-        backend = self._backends.serving(k, v)
+        backend = self._backends.serving(k, v, rule.softcap)
         out, logsumexp = attend(
             q, k, v, start=0, pieces=list(pieces), earlier=earlier, backend=backend, scale=rule.scale
         )

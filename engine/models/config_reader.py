@@ -62,6 +62,7 @@ def _shape(family: Family, config: Config) -> dict[str, Any]:
         "fixed_rope_context": fixed_rope_context(positions),
         "rope_type": rope_type(positions),
         "not_streamed": setting_refusals(config).get("streamed"),
+        "softcap": config.get("attn_logit_softcapping"),
         **family.shape,
         **family.from_config(config),
     }

@@ -262,8 +262,7 @@ FAMILIES: dict[str, Family] = {
         from_config=_attention_bias,
     ),
     "gemma2": Family(
-        does=frozenset(),
-        because="it caps its attention scores, which flash kernels do not compute",
+        defaults={"attn_logit_softcapping": 50.0},
         shape={"norms_per_layer": 4},
         kv_heads=4,
         head_dim=256,
@@ -396,7 +395,6 @@ streamed step would draw other numbers in its recomputation, and both kinds of s
 
 
 _WITHOUT_KERNEL = {
-    "attn_logit_softcapping": "flash kernels do not cap attention scores",
     "use_bidirectional_attention": "it does not attend causally",
     "index_topk": "an indexer chooses the keys of each query among all of them",
 }

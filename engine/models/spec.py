@@ -212,6 +212,8 @@ class ModelSpec:
 
     attended: tuple[AttendedShape, ...] = ()
     "The attention of its layers, where layers differ in more than the window; else the fields above describe it."
+    softcap: float | None = None
+    "Bound of its attention scores; None for none."
     streams: int = 1
     "Hidden states of a token that a layer takes and gives, each of hidden_size."
     layer_input: int = 0

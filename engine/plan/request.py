@@ -196,6 +196,8 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
     ranks = planning.window_ranks(context)
     asked = planning.fixed.get("attention")
     backend = attention_backend(gpu, spec.head_dim) if asked is None else _asked_backend(asked, gpu)
+    if spec.softcap is not None:
+        backend = "softcapped"
     return Workload(
         spec=spec,
         context=math.ceil(context / ranks),

@@ -63,6 +63,10 @@ took 3.57 s there for 1.48e15 operations of a step over 131,072 tokens in tiles 
 attention left of a step over 524,288 tokens in tiles of 8,192 is 0.30 of it: these shares lie between, divided between
 the passes as for heads of 128."""
 
+_SOFTCAPPED = (0.06, 0.05)
+"""The same for capped scores, in fp32 and written out: an estimate. Some ten passes over each score at 1 TB/s, and fp32
+products at a third of the 16-bit rate, take about that on Ampere; no GPU was measured."""
+
 UNKNOWN_GPU_FLOPS = 20e12
 "A GPU that is not in the catalogue counts as a slow one."
 UNKNOWN_GPU_BANDWIDTH = 250e9
@@ -96,6 +100,8 @@ class Speeds:
 def attention_efficiency(gpu: Gpu, head_dim: int, backend: Backend) -> tuple[float, float]:
     """Returns the share of the tensor rate that attention reaches, forward and backward. Measured on Hopper only."""
     capability, wide = gpu.compute_capability or (8, 0), head_dim >= WIDE_HEAD
+    if backend == "softcapped":
+        return _SOFTCAPPED
     if capability < (8, 0):
         return 0.35, 0.25  # memory-efficient kernels; FlashAttention needs Ampere
     if capability[0] == 9 and head_dim > WIDE_HEAD and backend in _HOPPER_256:

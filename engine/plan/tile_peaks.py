@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from engine.attention.scores_at_once import SCORES_AT_ONCE
 from engine.models.spec import LayerBytes, ModelSpec
 from engine.plan.activations import LOGIT_BYTES, Held, PeakCandidate, Phase, Widths
 from engine.plan.workload import Backend, Workload
@@ -211,7 +212,8 @@ def _tile_attention_forward(w: Widths, layer: Held, backend: Backend) -> PeakCan
         *_reversed(w, results=w.queries, inputs=w.queries),
     )
     repeated: Held = (("repeated keys and values", 2 * w.queries),) if _repeats_keys(w, backend) else ()
-    return PeakCandidate(phase="forward", at="in attention", token=held, key=(*repeated, *_expanded(w)))
+    key = (*repeated, *_expanded(w), *_wide_keys(w, backend, copies=1))
+    return PeakCandidate(phase="forward", at="in attention", token=held, key=key, fixed=_scores(backend, tensors=2))
 
 
 def _tile_loss(w: Widths, *, fused_loss: bool) -> PeakCandidate:
@@ -268,8 +270,18 @@ def _tile_attention_backward(w: Widths, entry: Held, attention: Held, backend: B
     )
     blocks = (("keys' and values' gradients", 2 * w.keys),)
     expansion: Held = (("gradients of the expansion", w.queries + w.output),) if w.spec.latent is not None else ()
-    key = (*blocks, *_expanded(w), *expansion, *_key_workspace(w, backend))
-    return PeakCandidate(phase="backward", at="in attention", token=held, key=key)
+    key = (*blocks, *_expanded(w), *expansion, *_key_workspace(w, backend), *_wide_keys(w, backend, copies=2))
+    return PeakCandidate(phase="backward", at="in attention", token=held, key=key, fixed=_scores(backend, tensors=4))
+
+
+def _scores(backend: Backend, *, tensors: int) -> Held:
+    """Scores of some queries, which capped attention writes out in fp32."""
+    return (("capped scores, fp32", tensors * 4 * SCORES_AT_ONCE),) if backend == "softcapped" else ()
+
+
+def _wide_keys(w: Widths, backend: Backend, *, copies: int) -> Held:
+    """Bytes per key of fp32 copies of a block's keys and values, and of their gradients, where scores are capped."""
+    return (("keys and values in fp32", copies * 2 * w.wide * w.keys),) if backend == "softcapped" else ()
 
 
 def _expanded(w: Widths) -> Held:
@@ -293,6 +305,7 @@ _ATTENTION_WORKSPACE: dict[Backend, Callable[[Widths], Held]] = {
     "flash": lambda w: (("kernel's query gradients, fp32", w.wide * w.queries), ("row sums", w.logsumexp)),
     "efficient": lambda w: (("row sums", w.logsumexp),),
     "cpu": lambda w: (("row sums", w.logsumexp),),
+    "softcapped": lambda w: (("row sums", w.logsumexp),),
 }
 """Bytes per query of the workspace of each kernel's backward pass."""
 
@@ -304,7 +317,7 @@ def _repeats_keys(w: Widths, backend: Backend) -> bool:
 
 def _key_workspace(w: Widths, backend: Backend) -> Held:
     """Bytes per key of the kernel's workspace. Of two consecutive blocks only one is computed, so half of it counts."""
-    if w.spec.heads == w.spec.kv_heads:
+    if w.spec.heads == w.spec.kv_heads or backend == "softcapped":
         return ()
     if _repeats_keys(w, backend):
         return (("repeated keys, values and their gradients", 2 * w.queries),)

@@ -8,7 +8,7 @@ from typing import Literal
 from engine.models.spec import ModelSpec
 
 ComputeType = Literal["bf16", "fp16", "fp32"]
-Backend = Literal["cudnn", "flash", "efficient", "cpu"]
+Backend = Literal["cudnn", "flash", "efficient", "cpu", "softcapped"]
 """Attention kernels, by their names in engine.attention."""
 
 

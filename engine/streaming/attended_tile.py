@@ -67,7 +67,7 @@ class TileAttention:
         return listed[key]
 
     def _backend(self, k: Tensor, v: Tensor) -> AttentionBackend:
-        return self.layers.backends.serving(k, v)
+        return self.layers.backends.serving(k, v, self.rule.softcap)
 
     def _earlier(self, *, graph: bool) -> KeyValueSource:
         return self.cache if self.expand is None else LatentSource(self.cache, self.expand, graph=graph)

@@ -73,13 +73,12 @@ def _attention_function(
     """Implements transformers' AttentionInterface; returns (1, tile, heads, head_dim)."""
     if _active is None:
         raise RuntimeError("no streamed step is running: this model's attention implementation was left behind")
-    if softcap is not None:
-        raise RuntimeError(f"{type(module).__name__} uses soft-capping, which flash kernels do not compute")
     rule = AttentionRule(
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
         window=sliding_window,
         chunk=chunk_of(module),
         sinks=s_aux,
+        softcap=softcap,
     )
     _calls[0] += 1
     out = _active.compute(query, key, value, rule)

@@ -333,14 +333,18 @@ def refuse_position_dependent_rope(config: Any, context: int) -> None:
         raise _unsupported(config, feature, problem, f"a context up to {fixed:,}, or a model with YaRN")
 
 
-def refuse_shared_layers(decoder: Decoder) -> None:
-    """Refuses to divide a sequence among ranks where layers take more than the layer below gives.
+def refuse_on_ranks(decoder: Decoder) -> None:
+    """Refuses to divide a sequence among ranks where layers take what ranks do not exchange, or attend as none does.
 
     Raises:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
     """
+    problem = ""
     if decoder.shares_kv or decoder.takes_inputs:
         problem = "layers share keys and values, or have inputs of their own, which ranks do not exchange"
+    elif getattr(decoder.config, "attn_logit_softcapping", None) is not None:
+        problem = "attn_logit_softcapping: kernels that ranks share do not cap attention scores"
+    if problem:
         raise _unsupported(decoder.config, "a sequence on several ranks", problem, "one GPU for each sequence")
 
 

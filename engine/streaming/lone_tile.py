@@ -64,6 +64,8 @@ def refusal(streamed: StreamedModel) -> str:
         return "not every layer keeps its activations"
     if any(decoder.mixers):
         return "layers are recurrent"
+    if getattr(decoder.config, "attn_logit_softcapping", None) is not None:
+        return "attention scores are capped"
     if decoder.shares_kv or decoder.takes_inputs:
         return "layers share keys and values, or have inputs of their own"
     if any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules()):

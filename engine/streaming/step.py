@@ -20,7 +20,7 @@ from engine.models.wide_gradients import WideGradients
 from engine.plan.stream_plan import StreamPlan
 from engine.randomness import draw_seed
 from engine.streaming.boundary import BackwardPoint
-from engine.streaming.decoder import refuse_position_dependent_rope, refuse_shared_layers
+from engine.streaming.decoder import refuse_on_ranks, refuse_position_dependent_rope
 from engine.streaming.mixer import Pass
 from engine.streaming.out_of_memory import full_place, out_of_memory
 from engine.streaming.passes import Passes
@@ -92,7 +92,7 @@ class StreamedStep:
         )
         if sharding is not None:
             refuse_auxiliary_loss(self.streamed.decoder.config, "a sequence on several ranks")
-            refuse_shared_layers(self.streamed.decoder)
+            refuse_on_ranks(self.streamed.decoder)
         self._sharding: Sharding = Unsharded() if sharding is None else sharding
         self._label_smoothing, self._make_stages, self._timed = label_smoothing, stages, timed
 

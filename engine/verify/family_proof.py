@@ -127,7 +127,8 @@ def _abilities(config: Any, *, adapts_mlp: bool) -> tuple[dict[Ability, str], di
     try:
         model = small_model(small, torch.float64)
         # Eager attention takes its softmax in fp32, and where SDPA is not there to compare with, all is in fp64.
-        casts = bool(mixer_names(model)) or not model._supports_sdpa or any(o is not None for o in kv_owners(small))
+        sdpa = model._supports_sdpa and getattr(small, "attn_logit_softcapping", None) is None
+        casts = bool(mixer_names(model)) or not sdpa or any(owner is not None for owner in kv_owners(small))
         in_fp64: Any = DoublePrecision() if casts else contextlib.nullcontext()  # type: ignore[no-untyped-call]
         for ability, check in checks.items():
             streams = ability == "streamed" or not found["streamed"]

@@ -119,6 +119,8 @@ def _beside(config: Any, layers: list[nn.Module], calls: list[Attended]) -> dict
                 uses[layer], uses[owner] = "borrowed", "lent"
         kinds = Counter(zip(calls, uses, strict=True))
         shape["attended"] = [_attended(call, use, count) for (call, use), count in kinds.items()]
+    if cap := getattr(config, "attn_logit_softcapping", None):
+        shape["softcap"] = float(cap)
     if streams := getattr(config, "altup_num_inputs", None):
         shape["streams"] = streams
     if LAYER_INPUT in inspect.signature(layers[0].forward).parameters:

@@ -109,9 +109,7 @@ def test_the_streamed_gradient_of_an_unlisted_family_is_that_of_plain_transforme
 @pytest.mark.parametrize(
     ("family", "changes", "says"),
     [
-        ("gemma2", {}, "attn_logit_softcapping"),
         ("deepseek_v32", {}, "index_topk"),
-        ("gemma3n_text", {}, ""),
         ("doge", {}, ""),
         ("diffllama", {}, "2 times"),
         ("bloom", {}, "0 times"),
