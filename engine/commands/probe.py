@@ -154,7 +154,9 @@ def _compare(planning: PlanRequest, row: TierPlan, probed: Probed) -> dict[str, 
     from engine.plan.request import workload_of
 
     full = min(planning.spec.full_attention_layers, probed.layers)
-    spec = dataclasses.replace(planning.spec, layers=probed.layers, full_attention_layers=full)
+    kinds = [kind for kind in planning.spec.attended if (kind.window is None) == (full > 0)][:1]
+    attended = tuple(dataclasses.replace(kind, layers=probed.layers, use="own") for kind in kinds)
+    spec = dataclasses.replace(planning.spec, layers=probed.layers, full_attention_layers=full, attended=attended)
     work = workload_of(dataclasses.replace(planning, spec=spec), row.context)
     if row.layout.stream is None:
         ledger = whole_sequence_ledger(work, row.layout.weights, recompute=row.layout.recompute)

@@ -241,7 +241,7 @@ def interleaved(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def pairs_apart(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Reverses `interleaved`."""
+    """Reverses `interleaved`. Shape (heads · head_dim, ...), unchanged."""
     pairs = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
     return pairs.transpose(1, 2).reshape(weight.shape)
 

@@ -55,11 +55,14 @@ class AttendedShape:
 
 
 def shared_out(kinds: tuple[AttendedShape, ...], layers: int) -> tuple[AttendedShape, ...]:
-    """Returns the kinds of a model that has so many layers, of each about the same share, and one at least."""
+    """Returns the kinds of a model that has so many layers, of each about the same share, and one at least.
+
+    Layers of a part share no keys and values (engine.models.random).
+    """
     total, found, left = sum(kind.layers for kind in kinds), [], layers
     for number, kind in enumerate(kinds):
         rest = len(kinds) - number - 1
         share = left if not rest else min(left, max(round(layers * kind.layers / total), 1 if left > rest else 0))
         left -= share
-        found.append(replace(kind, layers=share))
+        found.append(replace(kind, layers=share, use=kind.use if layers == total else "own"))
     return tuple(kind for kind in found if kind.layers)

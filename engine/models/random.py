@@ -64,6 +64,8 @@ def _config(spec: ModelSpec, layers: int) -> Any:
         longest = max(spec.max_context, 2**22)
         changed = {"num_hidden_layers": layers, "max_position_embeddings": longest}
         own = {key: list(value)[:layers] if isinstance(value, tuple) else value for key, value in spec.settings}
+        if layers < spec.layers and "num_kv_shared_layers" in own:
+            changed["num_kv_shared_layers"] = 0  # the layers that lend their keys and values are not among the first
         return AutoConfig.for_model(spec.family, **{**own, **changed})
     return AutoConfig.for_model(
         spec.family,

@@ -174,7 +174,7 @@ class Decoder:
         return hidden.view(*hidden.shape[:2], self._streams, -1).permute(2, 0, 1, 3)
 
     def folded(self, hidden: Tensor) -> Tensor:
-        """Reverses `unfolded`."""
+        """Reverses `unfolded`; returns (1, n, hidden)."""
         return hidden if self._streams == 1 else hidden.permute(1, 2, 0, 3).flatten(2)
 
     def _embedded_like(self, hidden: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ class Decoder:
         """Lists what each layer takes beside `layer_arguments` where one tile goes through all layers together.
 
         Args:
-            inputs: From `embed_for_layers`.
+            inputs: From `embed_for_layers`, each (1, n, width).
         """
         shared: dict[str, Any] = {SHARED_KV: {}} if self.shares_kv else {}
         return [{**({LAYER_INPUT: inputs[layer]} if inputs else {}), **shared} for layer in range(len(self.layers))]

@@ -59,7 +59,7 @@ class LayerInputs:
             self._reader.prefetch(self._arrays[layer], tile)
 
     def arguments(self, layer: int, tile: int, purpose: Pass) -> dict[str, Tensor]:
-        """Returns a layer's input as its keyword argument; none for a model without such inputs."""
+        """Returns a layer's input, (1, tile, width), as its keyword argument; none for a model without such inputs."""
         if self._reader is None:
             return {}
         value = self._reader.read(self._arrays[layer], tile).unsqueeze(0)

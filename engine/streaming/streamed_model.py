@@ -130,7 +130,7 @@ class StreamedModel:
         return parts[0][0] if len(parts) == 1 else torch.cat([x for x, _ in parts], 1)
 
     def embedded(self, run: SequenceRun, tile: int) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
-        """Yields parts of a tile: its tokens, and what `Decoder.embed_for_layers` returns of them.
+        """Yields parts of a tile: its tokens, their input, (1, n, hidden), and each layer's own, (1, n, width).
 
         The inputs of all layers exist in fp32 for a moment, for which a whole tile may have no room.
         """
