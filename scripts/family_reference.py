@@ -99,6 +99,8 @@ OWN: dict[str, dict[str, Any]] = {
         **_LATENT,
         "num_experts_per_token": 2,
         "layer_types": ["linear_attention", "full_attention"] * 2 + ["full_attention"],
+        "linear_head_dim": 12,
+        "linear_num_heads": 3,
     },
     "llama4_text": {
         "attention_chunk_size": 11,
@@ -110,7 +112,34 @@ OWN: dict[str, dict[str, Any]] = {
     "mimo_v2_flash": {"v_head_dim": 12, "num_attention_heads": 6, "num_key_value_heads": 3},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba", "mamba", "attention"]},
     "gemma4_text": {**_WIDE_HEADS, "enable_moe_block": True, "num_experts": 6, "top_k_experts": 2},
+    "gemma4_text, E2B": {
+        "layer_types": [*KINDS[:2], "sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "num_hidden_layers": 6,
+        "global_head_dim": 24,
+        "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 30.0,
+        "hidden_size_per_layer_input": 10,
+        "vocab_size_per_layer_input": 101,
+    },
     "gemma4_unified_text": _WIDE_HEADS,
+    "gemma3n_text": {
+        "layer_types": [
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+        ],
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.8, 0.0, 0.0, 0.0, 0.0],
+        "altup_num_inputs": 3,
+        "laurel_rank": 5,
+        "hidden_size_per_layer_input": 10,
+        "vocab_size_per_layer_input": 101,
+    },
+    "gemma2": {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 3},
+    "vaultgemma": {"attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 3},
     "gpt_bigcode": {"num_key_value_heads": 1},
     "phi4_multimodal": {
         "vision_config": {**_TOWER, "num_hidden_layers": 3, "image_size": 28, "crop_size": 28},
@@ -137,7 +166,8 @@ def small(model_type: str) -> Any:
     """The configuration that a family is compared with."""
     from transformers import AutoConfig
 
-    default = AutoConfig.for_model(model_type)
+    family = model_type.partition(",")[0]
+    default = AutoConfig.for_model(family)
     keys = default.to_dict()
     named = {
         key: value for key, value in SIZES.items() if key in keys and not (key == "sliding_window" and not keys[key])
@@ -145,7 +175,7 @@ def small(model_type: str) -> Any:
     kinds = keys.get("layer_types")
     if kinds and set(kinds) <= {"sliding_attention", "full_attention"}:
         named["layer_types"] = [kind if kind in kinds else kinds[0] for kind in KINDS]
-    return AutoConfig.for_model(model_type, **{**named, **OWN.get(model_type, {})})
+    return AutoConfig.for_model(family, **{**named, **OWN.get(model_type, {})})
 
 
 def compare(model_type: str) -> dict[str, Any]:
@@ -160,6 +190,8 @@ def compare(model_type: str) -> dict[str, Any]:
     torch.manual_seed(sum(map(ord, model_type)))
     config = small(model_type)
     try:
+        if getattr(config, "attn_logit_softcapping", None):
+            raise ValueError("SDPA leaves the cap out")
         model, attention = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa"), "sdpa"
     except ValueError:
         model, attention = AutoModelForCausalLM.from_config(config, attn_implementation="eager"), "eager"

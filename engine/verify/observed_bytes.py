@@ -28,7 +28,7 @@ from engine.models.layers import decoder_layers
 from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
 from engine.models.spec import LayerBytes
-from engine.streaming.decoder import LAYER_INPUT
+from engine.streaming.decoder import LAYER_INPUT, SHARED_KV
 from engine.streaming.linears import FrozenLinears
 from engine.verify.measure import LiveBytes
 from engine.verify.observed_kernels import kernels_stand_in
@@ -143,7 +143,12 @@ def _arguments(model: Any, layers: Sequence[nn.Module], length: int, dtype: torc
     found: dict[int, _Call] = {}
 
     def note(number: int) -> Any:
-        return lambda _, positional, named: found.__setitem__(number, (positional, named))
+        def of_layer(_: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+            # A layer writes what it lends into it, with a graph once it is run again.
+            own = {SHARED_KV: dict(named[SHARED_KV])} if named.get(SHARED_KV) is not None else {}
+            found[number] = positional, {**named, **own}
+
+        return of_layer
 
     hooks = [layer.register_forward_pre_hook(note(at), with_kwargs=True) for at, layer in enumerate(layers)]
     width = model.get_input_embeddings().weight.shape[1]

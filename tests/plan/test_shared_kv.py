@@ -48,6 +48,13 @@ MODELS = {
         "num_kv_shared_layers": 3,
         "layer_types": [NEAR, ALL, NEAR, ALL, NEAR, NEAR, ALL],
     }),
+    "first owners": ("gemma4_text", {
+        "hidden_size_per_layer_input": 6,
+        "num_key_value_heads": 2,
+        "global_head_dim": 20,
+        "num_kv_shared_layers": 2,
+        "layer_types": [NEAR, ALL, NEAR, ALL],
+    }),
     "streams": ("gemma3n_text", {
         "hidden_size_per_layer_input": 6,
         "num_key_value_heads": 2,
@@ -64,8 +71,8 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("context", [24, 130])  # as long as the window's ring; longer
-@pytest.mark.parametrize("plan", PLANS)
+# A context as long as the window's ring, and a longer one.
+@pytest.mark.parametrize(("plan", "context"), [("saved", 24), ("saved", 130), ("again", 130)])
 @pytest.mark.parametrize("name", MODELS)
 def test_what_a_step_keeps_is_what_the_ledger_counts(name, plan, context, monkeypatch):
     family, settings = MODELS[name]
