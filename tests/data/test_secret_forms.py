@@ -160,6 +160,69 @@ def test_fingerprints_of_openpgp_keys_stay(text: str) -> None:
     assert find_secrets(text, "Dockerfile") == []
 
 
+NO_SECRETS = [
+    # Code, paths and names where a value stands.
+    ("Kotlin", "password: String = UUID.randomUUID().toString(),"),
+    ("Markdown", "a passphrase, or use [`Into<PassphraseBytes4>`] to make one"),
+    ("Rust", '"api_key_missing" => v7::Code::ApiKeyMissing,'),
+    ("JSON", '{"searchApiKey": 1204664602099962445u64}'),
+    ("Go", 'if args.Token == "gcp:sql2/getDb:getDb" {'),
+    ("Lua", 'results[LEAF_KEY] = \'requests_total{path="/health",code="200"}\''),
+    ("Swift", 'log.info("giving token \\(session.accessToken.hash4)")'),
+    ("Go", 'thumbKeys := []string{"wsmn24bux7wo113/al1h9ijdeojtsjy/small_300_Jsjq7RdBgA.png/111x111_"}'),
+    ("JavaScript", 'run(["redis-server", "--requirepass", redisPassword2], wait)'),
+    ("Markdown", "    Supplier<String> createToken = (loginId , type) -> type;"),
+    ("Nginx", "fastcgi_pass unix:/run/php/php8.2-fpm.sock;"),
+    ("Shell", 'run_pass "grpcproxy_e2e" 1'),
+    ("Shell", "pass=$(tr -dc '0-9A-Za-z#_' </dev/urandom)"),
+    ("Shell", "AUTH2=$(echo \"$AUTH\" | sed -e 's/[\\/&]/x4&/g')"),
+    ("Python", 'RATES = {"change_password": "20/m/ip,5/m/key"}'),
+    # What a call that is given a name returns, compares or stores beside it.
+    ("JavaScript", "sign('', 'test_secret') => 'f7f9bd47fb987337b5796fdc1fdb9ba221d0d5396814bfcaf9521f43fd8927fd'"),
+    ("PHP", "$this->renameIndex('oauth2_access_tokens', 'IDX_EE52E3FAA76ED395', 'user_id');"),
+    ("PHP", "$this->renameIndex('user_id', 'access_tokens', 'idx_368a4209a76ed395');"),
+    ("Rust", 'server.delete_api_key("9a77a636-e4e2-4f1a-93ac-978c368fd596").await;'),
+    ("Lua", "assert(credentials['3f9066ef-b91b-4d1d-a05a-28619401c1ad'].ttl == nil)"),
+    ("Lua", 'tags = {\n  "kind:Secret",\n  "uid:f1c5661c-a087-4c4b-b545-2d8b3870d661",\n}'),
+    ("Go", 'url := "/api/" + core.AuthOrigins + "/rows/9r2j0m74260ur8i"'),
+    ("Go", '{"_users_auth_", []string{"5eto7nmys833164"}},'),
+    ("Rust", '&[Token::Str("6cfb35868c4465b7c289d7d5641563aa973db6a929655282a7bf95c8257f53ef")]'),
+    ("Shell", "terraform import vault_pki_key.key pki/key/bf9b0d48-d0dd-652c-30be-77d04fc7e94d"),
+    ("JSON", '{"private_key_id": "b1e1f3cdd7fc134afsdg3547828dc2bb9dff8480"}'),
+    ("Markdown", "To add an HMAC key to the key collection, use the `addHS256`, `addHS384`, or `addHS512` methods:"),
+    # Other things by their form.
+    ("Python", 'scopedPasswordBase64 = "AAECAwQFBgcICQoLDA0ODw=="'),
+    ("YAML", "signing_key: UB5QBEU4LU7OR26JEYSG27HH265QVUFGXYVBRD7SVKQJMEFSZTGFU62F"),
+    ("C#", 'Secret = "MIIDATCCAe2gAwIBAgIQoHUYAquk9rBJcq8W+F0FAzAJBgUrDgMCHQUAMBIxEDAOBgNVBAMTB0RldlJvb3Qw";'),
+    ("YAML", "credentials: Přihlašovací"),
+    ("Markdown", "* `github.com/acme/plugin-auth-jwt` v0.13.2-0.20221012184020-28cc68ee722b"),
+    ("JSON", '{"hook": "https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX"}'),
+    ("HTTP", "Authorization: Basic dXNlcm5hbWU6"),
+    ("HTTP", "Authorization: Basic dXNlcm5hbWU6cGFzc3dvcmQ="),
+]
+
+
+@pytest.mark.parametrize(("language", "text"), NO_SECRETS)
+def test_what_only_stands_where_a_secret_would_stays(language: str, text: str) -> None:
+    assert masked(text, language) == text
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "secret"),
+    [
+        ("Python", 'define("API_TOKEN", "f7f9bd47fb987337b5796fdc")', "f7f9bd47fb987337b5796fdc"),
+        ("Rust", 'Credentials::new("bob".into(), "kT7*vRw2mQx9".into())', "kT7*vRw2mQx9"),
+        ("Markdown", "Sign in with the password `Kp4!vRw2mQx9` first.", "Kp4!vRw2mQx9"),
+        ("HTTP", "POST /revoke\n\ntoken=45ghiukldjahdnhzdauz&token_type_hint=refresh_token", "45ghiukldjahdnhzdauz"),
+        ("Ruby", "eq 'otpauth://totp/alice%40acme.org?secret=JBSWY3DPEHPK3PXP'", "JBSWY3DPEHPK3PXP"),
+        ("Text", 'Their passwords are "Walrus77$".', "Walrus77$"),
+        ("HTTP", "Authorization: Basic Ym9iOmtUNyp2UncybVF4OQ==", "Ym9iOmtUNyp2UncybVF4OQ=="),
+    ],
+)
+def test_secrets_beside_what_stays(language: str, text: str, secret: str) -> None:
+    assert masked(text, language) == text.replace(secret, PLACEHOLDER)
+
+
 def test_an_allowed_value_stays_and_others_do_not() -> None:
     text = 'password = "k9Xq2LmZ7w"\ntoken = "Zt8vQ1mN4cRw7yBd"\n'
     secrets = find_secrets(text, "Python", {fingerprint("k9Xq2LmZ7w")})

@@ -128,12 +128,16 @@ def announced(words: list[str]) -> Iterator[tuple[str, str]]:
             varied = (
                 len(set(value)) > 7
                 and not any(word in value for word in ("EXAMPLE", "FAKE"))
+                and not (len(value) < _LONGEST_REPEATING and _REPEATED.search(value))
                 and entropy(value) >= kind.entropy
             )
             if varied and not (is_sequence(value) or _is_part(joined, match)):
                 yield kind.name, value
 
 
+_REPEATED = re.compile(r"(.)\1{7}")
+_LONGEST_REPEATING = 120
+"Characters of a token in which one that is repeated tells of an example; certificates have such runs, too."
 _DATA = re.compile(r"[A-Za-z0-9+/]+")
 _MOST_WORDS = 0.5
 "Share of what stands around a key in data that words make up."
@@ -182,6 +186,7 @@ _OTHER_NAME = re.compile(
     r"|(?:credential|account|user|tenant|project|request)[_ ]?id)"
     r"\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
     r"|\$[\w=,.+/-]{0,40}\$[^\s\"'$]{0,60}$|enc[(\[]$"
+    r"|(?:(?<!secret)[_-]id|(?:key|token|client|access)id|identifier)s?\W{1,10}$"
 )
 "What is no secret stands behind it: another name's value, a part of a salted hash, what is encrypted."
 

@@ -56,6 +56,8 @@ _LINK = re.compile(r"[ \t]{0,8}\[[^\]\n]*$")
 "The start of a link's definition in Markdown."
 _BROKEN = re.compile(r"\\{1,8}[nrt](?!\w)|\\{1,8}n\\")
 "Where a line ends in a text that stands in a string."
+_PARAMETER = re.compile(r"&[a-z_]{2,30}=")
+"The next one of a form or a query."
 _CLOSING = {"[": "]", "(": ")", "{": "}", "|": "|"}
 
 
@@ -116,7 +118,7 @@ def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, 
     line = lower[line_start(text, place, 300) : place]
     if match["close"] == "]" and match["op"] == ":" and _LINK.match(line):
         return None
-    if (broken := _BROKEN.search(text, start, end)) is not None:
+    if (broken := _BROKEN.search(text, start, end) or _PARAMETER.search(text, start, end)) is not None:
         end = broken.start()
     quoted = any(in_string(text, place, quote) for quote in "\"'`")
     within = quoted or _COMMENT.search(line) is not None

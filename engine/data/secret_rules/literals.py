@@ -34,6 +34,24 @@ _WRAP = re.compile(
 )
 "A call, bracket, prefix or cast that a literal stands in."
 _OPERATOR = re.compile(r"(?::=|=>|<-|~=|[=!]={1,2}|[|?]{2}=|[=:>,：]|(?<!\|)\||\b(?:is|was|by))$")
+_PROSE = frozenset({"Markdown", "reStructuredText", "AsciiDoc", "Org"})
+_SAID = re.compile(r"(?:^|[:=|：]|\bis|\bto)\W{0,8}$")
+"What a sentence says a name's value with."
+_RETURNS = re.compile(r"\)\s{0,4}=>")
+"What a call that is given the name returns."
+_CALLED = re.compile(r"(\w{1,60})\([^()\n]{0,100}[\"'`]$")
+_SETS = re.compile(
+    r"get|set|put|add|append|insert|store|save|write|update|define|register|with|conf|header|option|env|param|field|var|prop"
+    r"|secret|token|auth|login|sign|hash|crypt|connect"
+)
+"Parts of the names of calls that are given names and their values or defaults."
+_TYPED = re.compile(r"\w[({\[]")
+_JOINED = re.compile(r"[\w)\]][ \t]{0,8}(?:\+|\.\.)[ \t\n]{0,60}$")
+_OPERATOR_OR_CALL = re.compile(r"[\s\])]{0,60}(?:$|:=|=>|[=!]={0,2}|[:(,]|\|\||\?\?|\$\{)")
+"What binds the next literal to a name that is a word of other things, too."
+_OTHER_ENTRY = re.compile(r"[,;][^,;]{0,40}\w[ \t]{0,4}[=:]")
+_COMMAND = re.compile(r"\$\((?![ \t]{0,4}(?:echo|printf)\b)")
+"A command whose output is the value."
 _NEXT_GROUP = re.compile(r"^\)\s*,|\)\s*,\s*[(\[{]")
 "What ends the name's own brackets: the next argument or pair of a list."
 _ANOTHER = re.compile(r"[=(]|\bin\b|\bif\b")
@@ -57,8 +75,10 @@ _NEXT_ARGUMENT = re.compile(
 _KEY_BEHIND = re.compile(r"\\{0,8}[\"'`][ \t]{0,8}(?::(?![:=])|=>)[ \t]{0,8}\S")
 "What makes a literal the key of an entry, and no value."
 _APART = (",", " ")
-_OBTAINS = re.compile(r"(?:^|[^a-z])(?:get|generate|create|fetch|request|obtain|find|load|derive|issue)[\w-]{0,30}$")
-"What a call's name begins with that returns a secret: what it is given is none."
+_OBTAINS = re.compile(
+    r"(?:^|[^a-z])(?:get|generate|create|fetch|request|obtain|find|load|derive|issue|delete|remove|revoke|update|patch|retrieve)[\w-]{0,30}$"
+)
+"What a call's name begins with that returns or changes a secret: what it is given is none."
 _LONGEST_NAME = 40
 _SCHEME = re.compile(r"\s*(?:bearer|basic|token|apikey|api-key|key|digest)[ :=]+", re.IGNORECASE)
 
@@ -76,6 +96,7 @@ def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tup
         found: Stems that occur in it (engine.data.secret_rules.names.present).
     """
     text, lower = source.text, source.lower
+    prose = source.language in _PROSE
     for stem in stems():
         if stem.text in found:
             pattern = _pattern(stem.rest)
@@ -84,16 +105,22 @@ def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tup
                 match = pattern.match(lower, place + len(stem.text))
                 evidence = None if match is None else evidence_of(text, match, stem)
                 if match is not None and evidence is not None:
-                    for start, end in _statement(text, lower, match, place, evidence):
+                    for start, end in _statement(text, lower, match, place, evidence, prose=prose):
                         yield stem.kind, start, end
 
 
-def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence: Evidence) -> Iterator[Span]:
+def _statement(
+    text: str, lower: str, match: re.Match[str], place: int, evidence: Evidence, *, prose: bool
+) -> Iterator[Span]:
     """Yields the literals behind a name, as far as the statement goes, that look like secrets."""
     gap, named = match["gap"], match["close"] is not None
     if ("\n" in gap and not gap.split("\n")[0].rstrip().endswith(_GOES_ON)) or _NEXT_GROUP.search(gap):
         return
-    if not named and gap.strip() and not match["esc"] and in_string(text, place, match["q"]):
+    if prose and match["q"] == "`" and not _SAID.search(gap):
+        return  # code that a sentence names
+    if _RETURNS.match(gap):
+        return
+    if not named and (gap.strip() or not gap) and not match["esc"] and in_string(text, place, match["q"]):
         return  # the mark closes a string in which the name stands among other words
     if _TAG.search(gap) or (named and gap[:1] in _APART and _NEXT_ARGUMENT.match(gap)):
         return
@@ -102,9 +129,13 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
         return  # the end of a text in a list, and the next text
     if _OBTAINS.search(lower[max(0, place - _LONGEST_NAME) : place]) and gap.startswith("("):
         evidence = max(Evidence.NEAR, evidence)
-    if named and _READS.search(lower[max(0, begin - 60) : begin]):
+    reading = named and _READS.search(lower[max(0, begin - 60) : begin]) is not None
+    if reading:
         gap = gap.replace("\n", " ")  # the name's default or its value, where an argument is a line
     given: Evidence | None = _linked(gap, evidence, named=named)
+    loose = given is not None and _is_loose(text, match, begin, gap, evidence, reading=reading)
+    if loose:
+        given = Evidence.ALONE
     position = match.start("esc")
     for _ in range(_MOST):
         span = literal(text, position)
@@ -114,6 +145,9 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
         if is_digest(text[start:end]) or is_public(text[start:end]):
             return  # a public key may go on in the next literals
         is_key = _KEY_BEHIND.match(text, end) is not None and "?" not in text[position - 8 : position]
+        is_key = is_key or (
+            text[position - 1 : position] == "[" and text.startswith("]", end + 1) and gap.strip() == "["
+        )
         same = _letters(text[start:end]) == _letters(text[begin : match.end("tail")])
         if given is not None and not is_key and not same and is_secretive(text[start:end], given):
             yield without_scheme(text, start, end)
@@ -126,8 +160,28 @@ def _statement(text: str, lower: str, match: re.Match[str], place: int, evidence
         if _NEXT_GROUP.search(between):
             return
         position = follow.start("esc")
+        if prose and match["q"] == "`":
+            return
         reads = falls_back or _READS.search(lower[max(0, start - 60) : start])
-        given = evidence if reads else max(Evidence.NEAR, evidence)
+        given = evidence if reads else Evidence.ALONE if loose else max(Evidence.NEAR, evidence)
+
+
+def _is_loose(text: str, match: re.Match[str], begin: int, gap: str, evidence: Evidence, *, reading: bool) -> bool:
+    """Tells whether nothing but nearness binds a literal to its name."""
+    if evidence == Evidence.PASSWORD:
+        return _COMMAND.search(gap) is not None
+    if match["close"] is not None and gap.startswith(","):
+        # The next argument of a call that neither reads nor sets anything, or the next text of a list.
+        called = _CALLED.search(text, max(0, begin - 160), begin)
+        sets = called is None or _SETS.search(called[1].lower()) is not None
+        return not reading and (not sets or "\n" in gap or _TYPED.search(gap) is not None)
+    if _JOINED.search(gap):
+        return True  # another part of a text that begins with a variable
+    if gap.startswith("::") and text.endswith("Token", begin, match.end("tail")):
+        return True  # what a lexer or a serialiser calls so
+    if evidence == Evidence.NEAR:
+        return _OPERATOR_OR_CALL.match(gap) is None or _OTHER_ENTRY.search(gap) is not None
+    return evidence == Evidence.NAMED and "$(" in gap
 
 
 def _letters(name: str) -> str:
@@ -151,6 +205,8 @@ def _linked(gap: str, evidence: Evidence, *, named: bool) -> Evidence | None:
         called = called or gap.endswith(("(", "{", "["))
         gap = gap[: wrap.start()].rstrip()
     operator = _OPERATOR.search(gap)
+    if operator is None and evidence == Evidence.ALONE and not called:
+        return None  # words between a key of one knows not what and a name
     if operator is None:
         # Nothing but a call between the name and its value: a setter, a constructor.
         return evidence if called and not gap else unsure

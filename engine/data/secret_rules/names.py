@@ -32,7 +32,6 @@ _GIVEN_KEY = re.compile(r"[\w.-]{0,20}\\{0,8}[\"'`]?\]?[ \t]{0,8}(?::=|=>|[=:])[
 _ENVIRONMENT_KEY = re.compile(r"_KEY=[^\s\"'`$(]{16,200}(?:[ \t]*\\?$|\Z)", re.MULTILINE)
 _RESOURCE = re.compile(r"arn:[\w:/*-]*$")
 "An identifier of a cloud's resource, of which the name is a part."
-_ORDINALS = frozenset(["first", "second", "third", "next", "last", "each", "single", "two", "one", "final", "render"])
 _DATA = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
 _LONG_DATA = 48
 "Characters of encoded data side by side; names are shorter."
@@ -165,7 +164,9 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         return None
     if stem.text == "salt" and "signature" in prefix.lower():
         return None
-    if stem.text == "pass" and ((before and before[-1] in _ORDINALS) or text[begin - 1 : begin + 5] == "=pass:"):
+    if stem.text == "pass" and (
+        (before and before[-1] in _words("other_pass")) or text[begin - 1 : begin + 5] == "=pass:"
+    ):
         return None  # of several passes; a filter's argument
     if any(word in _words("no_password" if stem.evidence == Evidence.PASSWORD else "no_secret") for word in before):
         return None

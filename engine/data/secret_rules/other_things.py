@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +17,7 @@ _CIPHERTEXT = re.compile(
 "How what is encrypted begins: by name, by AWS's and Google's key services, by Ansible, sops, iron, Vault."
 _ADDRESS = re.compile(
     r"^(?=[0-9a-fA-F]*:[0-9a-fA-F]*:)(?:[0-9a-fA-F]{0,4}:){2,8}(?:[0-9a-fA-F]{0,4}|\d{1,3}(?:\.\d{1,3}){3})(?:%\w{1,20})?(?:/\d{1,3})?$"
-    r"|^(?:[0-9a-fA-F]{2}[:-]){5,}[0-9a-fA-F]{2}$|^\d{1,3}(?:\.\d{1,3}){3}(?:[:/]\d{1,5})?$"
+    r"|^(?:[0-9a-fA-F]{2}[:-]){5,}[0-9a-fA-F]{2}$|^\[[0-9a-fA-F:.]{2,45}\](?::\d{1,5})?$|^\d{1,3}(?:\.\d{1,3}){3}(?:[:/]\d{1,5})?$"
 )
 "Of networks: IPv6, MAC, IPv4; and fingerprints."
 _REGION = re.compile(r"^[a-z]{2,6}(?:-gov)?-[a-z]{4,10}-?\d{1,2}[a-z]?$")
@@ -36,6 +38,22 @@ _CODE = re.compile(
     r"|^(?:[A-Z]?[a-z]{2,15})(?:[A-Z][a-z]{1,15}){1,4}\d{4,}$|^func\(|=>\s|^\w+\(\w*\)$|^(?:[a-z]{2}\w{0,30}\.){1,6}[a-z]\w{1,30}\($"
 )
 "Types, calls, constants of modules, the start of a literal."
+_EXPRESSION = re.compile(
+    r"^[A-Za-z_]\w{0,60}(?:(?:\.|::|->)[A-Za-z_]\w{0,60}){0,6}(?:[)\]},;]{1,4}$|<[A-Za-z][\w., ]{0,60}>+$)"
+    r"|^[A-Za-z_]\w{0,60}(?:(?:\.|::|->)[A-Za-z_]\w{0,60}){1,6}\(\)|^\\\(|^unix:|\*\*[a-z]{3,20}\*\*|^\([a-z]\w{0,40}$|^[,)}\]]{1,3}[a-z{]\w{0,20}[.:=(]"
+    r"|^[a-z]\w{0,20}(?:::\w{1,40}){1,6}$"
+)
+"Calls, types, names before a bracket that closes, what stands between two literals."
+_SEPARATORS = re.compile(r"[/:|,;&=(){}<>\[\]]+")
+_ALL_SEPARATORS = re.compile(r"[/:|,;&=(){}<>\[\]_.-]+")
+_WORDS = re.compile(r"[A-Za-z](?:[A-Za-z_.-]{0,80}[A-Za-z])?\d{0,3}$")
+_LONG_LETTERS = re.compile(r"[A-Za-z]{4,}")
+_SHORT_NAME = re.compile(r"[A-Za-z]{1,20}\d{0,3}$")
+_FILE_IN = re.compile(
+    r"/[^/]{0,100}\.(?:png|jpe?g|gif|svg|webp|ico|pdf|html?|js|json|css|txt|md|xml|ya?ml|zip|gz|woff2?)(?:[/?#]|$)"
+)
+_MOST_WORDS = 0.25
+"Share of a value that words between marks may make up."
 _DEFINITION = re.compile(
     r"^-{1,2}[A-Za-z][\w-]{0,30}=|(?:^|[?&,:;])[a-z_]{2,30}=[\w./-]{1,60}[?&,:;][a-z_]{2,30}[=?&:;]"
     r"|^[a-z]{1,20}(?:_[a-z]{1,20}){1,4}=[\w.:/,-]{1,80}$|^\+?\w{1,40}(?::\w{1,40}){1,4}=\w{1,40}$"
@@ -44,16 +62,19 @@ _DEFINITION = re.compile(
     r"|^[a-z]{3,15}(?:To|Of|By|In|[A-Z][a-z]{2,15}\d{0,3}){2,6}$"
 )
 "Arguments with their names."
-_CONSTANT = re.compile(r"^[A-Z][A-Z0-9]{0,40}(?:_[A-Z0-9]{1,40}){2,20}$|^[A-Z]{3,40}(?:_[A-Z]{1,40}\d{0,3}){1,20}$")
+_CONSTANT = re.compile(
+    r"^(?:fk|idx|ix|uniq?|uq|pk|FK|IDX|IX|UNIQ?|UQ|PK)_[0-9a-fA-F]{8,40}$|^[A-Z][A-Z0-9]{0,40}(?:_[A-Z0-9]{1,40}){2,20}$|^[A-Z]{3,40}(?:_[A-Z]{1,40}\d{0,3}){1,20}$"
+)
 _CHOICES = re.compile(
-    r"^[+!-]?[A-Z][A-Z0-9.-]{0,60}(?::[+!-]?[A-Z0-9.-]{1,60}){1,60}$|^[+!-][A-Z][A-Z0-9.]*-[A-Z0-9.-]+$|^[A-Z]{1,6}(?:-\d{1,7}){1,3}$|^\d{4}-\d\d-\d\dT\d|^\d:\d{6,}:[a-z]{3,7}:"
+    r"^[A-Z_*]{4,60}\|[A-Z_*]{4,60}(?:\||$)|^[+!-]?[A-Z][A-Z0-9.-]{0,60}(?::[+!-]?[A-Z0-9.-]{1,60}){1,60}$|^[+!-][A-Z][A-Z0-9.]*-[A-Z0-9.-]+$|^[A-Z]{1,6}(?:-\d{1,7}){1,3}$|^\d{4}-\d\d-\d\dT\d|^\d:\d{6,}:[a-z]{3,7}:"
 )
 "Algorithms to choose from, numbers of tickets, identifiers of applications."
 _FIRST_FIELD = re.compile(r"^[\w.]{1,20},[\w.-]{2,40}=")
 _IDENTIFIER_PART = re.compile(r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,5}|\d{1,4}|[1-9]\d{4,5}")
 _PUBLIC_POINT = re.compile(r"^B[A-P][A-Za-z0-9+/_-]{85,178}={0,2}$")
 _PUBLIC_RSA = re.compile(
-    r"^MII[A-Z][A-Za-z0-9]gKCA[QgYI]EA|^MIGJAoGBA|^0[23][0-9a-f]{64}$|^04[0-9a-f]{128}$|^(?:ed25519|curve25519):"
+    r"^MII[A-Z][A-Za-z0-9+/]{2}CC[A-Z][A-Za-z0-9+/]{2}gAwIBAgI|^MII[A-Z][A-Za-z0-9]gKCA[QgYI]EA|^MIGJAoGBA|^0[23][0-9a-f]{64}$|^04[0-9a-f]{128}$|^(?:ed25519|curve25519):"
+    r"|^[UAONXC][A-Z2-7]{55}$"
 )
 _POINTS = frozenset({87, 88, 130, 132, 178, 180})
 "Lengths of points of elliptic curves in base64."
@@ -93,11 +114,11 @@ def is_monotonous(value: str) -> bool:
 
 
 def is_counted_up(value: str) -> bool:
-    """Tells whether hexadecimal digits are bytes in their order, as test vectors have them."""
+    """Tells whether hexadecimal digits or base64 are bytes in their order, as test vectors have them."""
     try:
         data = bytes.fromhex(value.removeprefix("0x"))
     except ValueError:
-        return False
+        data = _decoded(value) if _BASE64.match(value) else b""
     steps = sum(abs(second - first) == 1 for first, second in pairwise(data))
     return len(data) >= 8 and steps >= 0.8 * (len(data) - 1)
 
@@ -107,9 +128,40 @@ def is_template(value: str) -> bool:
     return _SLOT.search(value) is not None
 
 
+def _decoded(value: str) -> bytes:
+    try:
+        return base64.b64decode(value.replace("-", "+").replace("_", "/") + "=" * (-len(value) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
 def is_code(value: str) -> bool:
     """Tells whether a value is an expression, a type or arguments with their names."""
     return _CODE.search(value) is not None or is_identifier(value, 3)
+
+
+def is_expression(value: str) -> bool:
+    """Tells whether a value is a call, a type or a name with a bracket that closes: no password either."""
+    return _EXPRESSION.search(value) is not None
+
+
+def has_word_parts(value: str, is_wordlike: Callable[[str], bool], *, alone: bool) -> bool:
+    """Tells whether words stand between a value's slashes, colons and brackets, as in paths, names and tags.
+
+    Args:
+        value: What is looked at.
+        is_wordlike: Whether letters follow each other as in words.
+        alone: Whether nothing else tells of a secret: dashes part words, too.
+    """
+    parts = [part for part in (_ALL_SEPARATORS if alone else _SEPARATORS).split(value) if part]
+    if len(parts) < 2:
+        return False
+    words = sum(
+        len(part) for part in parts if _WORDS.match(part) and any(map(is_wordlike, _LONG_LETTERS.findall(part)))
+    )
+    plain = len(parts) > 2 and all(map(_SHORT_NAME.match, parts))
+    named = _UUID.search(value) is not None or _FILE_IN.search(value) is not None or (alone and value[0] == "/")
+    return plain or named or words > _MOST_WORDS * len(value)
 
 
 def is_identifier(value: str, least: int) -> bool:

@@ -12,12 +12,14 @@ from itertools import pairwise
 from engine.assets import asset
 from engine.data.secret_rules.other_things import (
     encoded_words,
+    has_word_parts,
     is_address,
     is_ciphertext,
     is_code,
     is_composed,
     is_counted_up,
     is_definition,
+    is_expression,
     is_identifier,
     is_list,
     is_monotonous,
@@ -52,11 +54,13 @@ _PLACEHOLDER = re.compile(
     r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
     r"|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
     r"|^(?:some|any|the|an?|wrong|bad|good|correct|old|new|super|very|top|my)[-_ ]?(?:secret|pass|token|key|api|random)"
-    r"|^pass(?:word|wd|phrase)?[\d_!.-]{0,10}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
+    r"|^pass(?:word|wd|phrase)?[\d_!.*-]{0,10}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
     r"|^(?:(?:my|test|some|db)[-_]?)?(?:user(?:name)?|passw?d?|password|test|pwd|secret|token|key|admin|root|guest|login|welcome|spam|eggs|abc\w?|pw|value|string|str|hello"
     r"|postgres|mysql|redis|mongo|rabbitmq|minio|minioadmin)[-_]?\d{0,10}!?$",
     re.IGNORECASE,
 )
+_PLACE_OF_A_SECRET = re.compile(r"^[a-z]{2,12}_123\d*$|^(?:api|access)[-_]?key\d{0,6}$|/X{8,}$", re.IGNORECASE)
+"What examples name a value of theirs."
 _REFERENCE = re.compile(
     r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|\*\.[a-z]|\{\$\w+\}|\\\([a-z]\w*|^\[\w+\]\.\[|^\$\.\w|\[[A-Z][a-z]\]|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
     r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
@@ -64,7 +68,7 @@ _REFERENCE = re.compile(
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
     r"|:/bin/\w{0,4}sh$|\]\(|^\[@|^\.\\{0,8}\"?[a-z_]{1,40}\\{0,8}\"?[\[.]|\.\*|\(\$[a-z]|AES(?:128|256)-|SHA(?:256|384)(?::|$)"
-    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]"
+    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]|^//[a-z]+[./]|^s([/|#,]).+\1.*\1[gimpe]{0,3};?$|^@@.+@@$"
     r"|%24\(|^\\{1,4}u[^0-9a-f]|%[\w.]{2,40};|^[\[{]\\{0,4}[\"']|<[a-z][a-z _-]{2,30}>|\[[A-Z_]{4,40}\]"
     r"|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
     r"|^\(\w{1,40}:[\d.]{3,60}:=|^[A-Z][A-Z\d_]{3,40}=/"
@@ -100,6 +104,8 @@ _DIGEST_PREFIX = re.compile(
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", re.IGNORECASE)
 _HEX = re.compile(r"^(?:0x)?[0-9a-fA-F]+$")
 _PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[A-Z]|\d+")
+_BRACKETS = re.compile(r"[(){}\[\]<>=,;/\"'|\\]")
+"Marks of code, beside which words are names."
 _TWO_DIGITS = re.compile(r"\d\D*\d")
 _NAME_LIKE = re.compile(r"^[\w./:@,|+-]+$")
 _PUBLIC = re.compile(
@@ -108,7 +114,8 @@ _PUBLIC = re.compile(
 "How public keys and certificates begin."
 _UNIT = re.compile(
     r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^\d+/(?:s|sec|second|min|minute|hour|day)\b"
-    r"|^\d+(?:\.\d{1,5}){2,20}[:/]|^v?\.?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+[.-]?\d*)?$|^[+-]?\d[\d_.eE+-]*[a-zA-Z]{0,2}$"
+    r"|^\d+(?:\.\d{1,5}){2,20}[:/]|^v?\.?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+[.-]?\d*)?$|^[+-]?\d[\d_.eE+-]*(?:[a-zA-Z]{0,2}|[iu]\d{1,3})$"
+    r"|^v\d{1,4}\.\d{1,4}\.\d{1,4}-|^\d{1,6}/[smhd](?:[/,]|$)|^0x[\da-fA-F.]+p[+-]?\d+$"
 )
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _SHORT_PIECES = 3.0
@@ -147,7 +154,7 @@ def is_placeholder(value: str) -> bool:
     bare = value.lstrip("\\'\"")
     if _PLACEHOLDER.search(value) or _REFERENCE.search(bare) or _LOCATION.search(value) or len(set(value)) < 4:
         return True
-    if is_sequence(value):
+    if is_sequence(value) or _PLACE_OF_A_SECRET.search(value):
         return True
     if (call := _CALL.match(value)) is not None and (len(call[1]) <= 3 or words_share(call[1]) >= 0.5):
         return True
@@ -184,10 +191,12 @@ def _is_other_thing(value: str, evidence: Evidence) -> bool:
         text = text.strip()
         if is_prose(text) or is_placeholder(text) or is_name(text, is_wordlike):
             return True
-    if is_public(value) or is_definition(value):
+    if is_public(value) or is_definition(value) or is_expression(value):
         return True
     if evidence == Evidence.PASSWORD:
         return value.islower() and is_identifier(value, 4)
+    if has_word_parts(value, is_wordlike, alone=evidence == Evidence.ALONE):
+        return True
     return is_template(value) or is_composed(value) or is_code(value) or is_list(value) or is_name(value, is_wordlike)
 
 
@@ -226,7 +235,7 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
         return evidence == Evidence.NAMED  # a password is hardly one, but a product with "pass" in its name has one
     if " " in value or "\t" in value or "\n" in value:
         return _is_secretive_phrase(value, evidence)
-    if any(ord(c) > 0x2E7F for c in value):
+    if any(ord(c) > 0x2E7F for c in value) or (not digits and not value.isascii()):
         return False
     pieces = _PIECE.findall(value)
     if not pieces or (_ALGORITHM.match(value) and (len(value) < 20 or evidence > Evidence.NAMED)):
@@ -263,7 +272,7 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
     if evidence == Evidence.NEAR:
         if len(value) < 8 or bits < 2.7:
             return False
-        if digits and marks and classes >= 3:
+        if digits and marks and classes >= 3 and (share < 0.5 or not _BRACKETS.search(value)):
             return True
         return len(value) >= 10 and share <= 0.5 and (digits > 0 or len(value) >= 16) and mean <= 3.5
     return share <= 0.3 and bits >= 3.2 and _is_mixed(value)
