@@ -11,7 +11,7 @@ import bisect
 import hashlib
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import PurePosixPath
@@ -92,6 +92,9 @@ def find_secrets(text: str, language: str, allowed: Collection[str] = ()) -> lis
     if public := keys.public_blocks(text):
         found = [one for one in found if not _is_within(one, public)]
         kinds = {text[secret.start : secret.end]: secret.kind for secret in found}
+    if numbered := _numbered(text, kinds):
+        found = [one for one in found if text[one.start : one.end] not in numbered]
+        kinds = {value: kind for value, kind in kinds.items() if value not in numbered}
     for value, kind in kinds.items():
         found += _everywhere(text, kind, value)
     if allowed:
@@ -110,6 +113,29 @@ _MOST_VALUES = 2000
 _LONGEST_REPEATED = 300
 _LEAST_REPEATED = 8
 "Characters of a value that is a secret wherever it stands; shorter ones may be words."
+
+
+_BY_NAME = frozenset({"password", "secret by its name"})
+_LEAST_NUMBERED = 5
+"Values that differ in their numbers alone, from which on they are a series: placeholders, keys of translations."
+_LONGEST_NUMBERED = 60
+_NUMBER = re.compile(r"\d+")
+
+
+def _numbered(text: str, kinds: Mapping[str, str]) -> set[str]:
+    """Returns the values behind names that are one of a series."""
+    shapes: dict[str, list[str]] = {}
+    for value, kind in kinds.items():
+        if kind in _BY_NAME and len(value) <= _LONGEST_NUMBERED and value[:1].isalpha():
+            shapes.setdefault(_NUMBER.sub("0", value), []).append(value)
+    found: set[str] = set()
+    for values in shapes.values():
+        parts = _NUMBER.split(values[0])
+        if len(parts) > 1 and len(parts[0]) > 2:
+            series = re.compile(r"\d{1,12}".join(map(re.escape, parts)))
+            if len(set(series.findall(text))) >= _LEAST_NUMBERED:
+                found.update(values)
+    return found
 
 
 def _everywhere(text: str, kind: str, value: str) -> Iterator[Secret]:

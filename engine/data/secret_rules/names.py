@@ -214,13 +214,17 @@ def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix:
         return None
     if not prefix and (word := _BEFORE.search(text, max(0, begin - 20), begin)) is not None:
         before = [word[1].lower()]  # "Signing key: …"
+        if before[0] in _words("public_key"):
+            return None
     # A query's "key" is an API's.
-    if not prefix and begin > 0 and text[begin - 1] in "?&" and match.groupdict().get("op") == "=":
+    if not (prefix or match["tail"]) and begin > 0 and text[begin - 1] in "?&" and match.groupdict().get("op") == "=":
         return Evidence.NAMED
     if any(word in _words("before_key") for word in before) or prefix.lower().rstrip("_-. ").endswith(_glued()["key"]):
         return Evidence.NAMED
     if _PUBLIC.search(text[line_start(text, begin, 100) : begin].lower()):
         return None
+    if not prefix and text[slice(*match.span("tail"))].isdigit():
+        return Evidence.ALONE  # one of several keys of entries
     told = before and before[-1] not in _words("plain_key")
     given = told and (_GIVEN_KEY.match(text, match.start("tail")) or _ENVIRONMENT_KEY.match(text, match.start() - 4))
     return Evidence.NEAR if given else Evidence.ALONE

@@ -45,6 +45,7 @@ _EXPRESSION = re.compile(
 )
 "Calls, types, names before a bracket that closes, what stands between two literals."
 _SEPARATORS = re.compile(r"[/:|,;&=(){}<>\[\]]+")
+_BARS = re.compile(r"[|:&;=(){}<>\[\]]{1,3}")
 _ALL_SEPARATORS = re.compile(r"[/:|,;&=(){}<>\[\]_.-]+")
 _WORDS = re.compile(r"[A-Za-z](?:[A-Za-z_.-]{0,80}[A-Za-z])?\d{0,3}$")
 _LONG_LETTERS = re.compile(r"[A-Za-z]{4,}")
@@ -168,6 +169,13 @@ def is_identifier(value: str, least: int) -> bool:
     """Tells whether a value is so many parts of a name or more, each a word or an abbreviation with a number behind."""
     parts = re.split(r"[_.-]", value)
     return len(parts) >= least and len(value) <= 60 and all(map(_IDENTIFIER_PART.fullmatch, parts))
+
+
+def has_rules(value: str, is_wordlike: Callable[[str], bool]) -> bool:
+    """Tells whether words stand between a value's bars and brackets, as in rules of validation: no password either."""
+    parts = [part for part in _BARS.split(value) if part]
+    words = sum(len(part) for part in parts if _WORDS.match(part) and is_wordlike(re.sub(r"[^A-Za-z]", "", part)))
+    return len(parts) > 1 and words > 0.6 * len(value)
 
 
 def is_definition(value: str) -> bool:

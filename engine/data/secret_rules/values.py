@@ -12,6 +12,7 @@ from itertools import pairwise
 from engine.assets import asset
 from engine.data.secret_rules.other_things import (
     encoded_words,
+    has_rules,
     has_word_parts,
     is_address,
     is_ciphertext,
@@ -59,7 +60,9 @@ _PLACEHOLDER = re.compile(
     r"|postgres|mysql|redis|mongo|rabbitmq|minio|minioadmin)[-_]?\d{0,10}!?$",
     re.IGNORECASE,
 )
-_PLACE_OF_A_SECRET = re.compile(r"^[a-z]{2,12}_123\d*$|^(?:api|access)[-_]?key\d{0,6}$|/X{8,}$", re.IGNORECASE)
+_PLACE_OF_A_SECRET = re.compile(
+    r"^[a-z]{2,12}_123\d*$|^(?:api|access)[-_]?key\d{0,6}$|/X{8,}$|^value\W?\d", re.IGNORECASE
+)
 "What examples name a value of theirs."
 _REFERENCE = re.compile(
     r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|\*\.[a-z]|\{\$\w+\}|\\\([a-z]\w*|^\[\w+\]\.\[|^\$\.\w|\[[A-Z][a-z]\]|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
@@ -68,7 +71,7 @@ _REFERENCE = re.compile(
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
     r"|:/bin/\w{0,4}sh$|\]\(|^\[@|^\.\\{0,8}\"?[a-z_]{1,40}\\{0,8}\"?[\[.]|\.\*|\(\$[a-z]|AES(?:128|256)-|SHA(?:256|384)(?::|$)"
-    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]|^//[a-z]+[./]|^s([/|#,]).+\1.*\1[gimpe]{0,3};?$|^@@.+@@$"
+    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]|^//[a-z]+[./]|[/%]\w{0,10}aws4_request$|^s([/|#,]).+\1.*\1[gimpe]{0,3};?$|^@@.+@@$"
     r"|%24\(|^\\{1,4}u[^0-9a-f]|%[\w.]{2,40};|^[\[{]\\{0,4}[\"']|<[a-z][a-z _-]{2,30}>|\[[A-Z_]{4,40}\]"
     r"|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
     r"|^\(\w{1,40}:[\d.]{3,60}:=|^[A-Z][A-Z\d_]{3,40}=/"
@@ -194,7 +197,7 @@ def _is_other_thing(value: str, evidence: Evidence) -> bool:
     if is_public(value) or is_definition(value) or is_expression(value):
         return True
     if evidence == Evidence.PASSWORD:
-        return value.islower() and is_identifier(value, 4)
+        return has_rules(value, is_wordlike) or (value.islower() and is_identifier(value, 4))
     if has_word_parts(value, is_wordlike, alone=evidence == Evidence.ALONE):
         return True
     return is_template(value) or is_composed(value) or is_code(value) or is_list(value) or is_name(value, is_wordlike)
@@ -229,7 +232,11 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
     if not letters:
         # Only digits and marks: a number, unless it is long or mixed.
         return (
-            evidence <= Evidence.PASSWORD and digits >= 4 and bool(re.search(r"[!@#$%^&*]", value)) and len(value) > 7
+            evidence <= Evidence.PASSWORD
+            and digits >= 4
+            and " " not in value
+            and bool(re.search(r"[!@#$%^&*]", value))
+            and len(value) > 7
         )
     if _UUID.search(value):
         return evidence == Evidence.NAMED  # a password is hardly one, but a product with "pass" in its name has one
