@@ -186,7 +186,7 @@ _OTHER_NAME = re.compile(
     r"|(?:credential|account|user|tenant|project|request)[_ ]?id)"
     r"\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
     r"|\$[\w=,.+/-]{0,40}\$[^\s\"'$]{0,60}$|enc[(\[]$"
-    r"|(?:(?<!secret)[_-]id|(?:key|token|client|access)id|identifier)s?\W{1,10}$"
+    r"|(?:(?<!secret)[_-]id|(?:key|token|client|access)id|identifier|signature)s?\W{1,10}$"
 )
 "What is no secret stands behind it: another name's value, a part of a salted hash, what is encrypted."
 

@@ -59,6 +59,8 @@ _CHARACTERS = re.compile(r"\"(?P<value>[^\"\n\\]{5,200})\"\.toCharArray\(\)")
 "Java takes passwords as arrays, which can be wiped."
 _SCHEMES = frozenset(["json", "yaml", "xml", "jdbc", "r2dbc", "urn", "data", "file", "sqlite"])
 "What an address of a database begins with, behind which its user and password are given."
+_IDENTIFIES = re.compile(r"(?:\b|_)(?:client_?|app_?|user_?|tenant_?)?id:\s{0,4}$")
+"What an argument's name ends with that is no credential."
 _ARGUMENT = re.compile(r"(?P<gap>[^\n\"'`;\\=]{0,60}(?:\n[ \t]{0,60})?)(?P<q>[\"'`])")
 
 
@@ -95,6 +97,9 @@ def _arguments(text: str, lower: str, place: int, evidence: Evidence, part: str)
         if number and argument["gap"].lstrip()[:1] == "+":
             return  # the same argument goes on
         span = literal(text, argument.start("q"))
+        if span is not None and _IDENTIFIES.search(argument["gap"]):
+            place = span[1] + 1
+            continue
         if span is None or span[1] - span[0] > 400:
             return
         user, colon, value = text[slice(*span)].partition(":")

@@ -52,6 +52,10 @@ _OPERATOR_OR_CALL = re.compile(r"[\s\])]{0,60}(?:$|:=|=>|[=!]={0,2}|[:(,]|\|\||\
 _OTHER_ENTRY = re.compile(r"[,;][^,;]{0,40}\w[ \t]{0,4}[=:]")
 _COMMAND = re.compile(r"\$\((?![ \t]{0,4}(?:echo|printf)\b)")
 "A command whose output is the value."
+_IDENTIFIES = re.compile(r"[\s,;:._-]id\s{0,4}[=:]\s{0,4}$")
+"Another entry, or attribute, which identifies."
+_VARIABLE = re.compile(r"env(?:iron)?\w{0,8}(?:\.get)?[(\[]\s{0,8}$")
+"What reads a variable of the environment, whose name stands in the literal."
 _NEXT_GROUP = re.compile(r"^\)\s*,|\)\s*,\s*[(\[{]")
 "What ends the name's own brackets: the next argument or pair of a list."
 _ANOTHER = re.compile(r"[=(]|\bin\b|\bif\b")
@@ -72,7 +76,7 @@ _NEXT_ARGUMENT = re.compile(
     re.DOTALL,
 )
 "A name in a list, and the next argument with its own name."
-_KEY_BEHIND = re.compile(r"\\{0,8}[\"'`][ \t]{0,8}(?::(?![:=])|=>)[ \t]{0,8}\S")
+_KEY_BEHIND = re.compile(r"\\{0,8}[\"'`][ \t]{0,8}(?:(?::(?![:=])|=>)[ \t]{0,8}\S|to[ \t]{1,8}[\"'`])")
 "What makes a literal the key of an entry, and no value."
 _APART = (",", " ")
 _OBTAINS = re.compile(
@@ -118,7 +122,7 @@ def _statement(
         return
     if prose and match["q"] == "`" and not _SAID.search(gap):
         return  # code that a sentence names
-    if _RETURNS.match(gap):
+    if _RETURNS.match(gap) or _IDENTIFIES.search(gap):
         return
     if not named and (gap.strip() or not gap) and not match["esc"] and in_string(text, place, match["q"]):
         return  # the mark closes a string in which the name stands among other words
@@ -137,7 +141,7 @@ def _statement(
     if loose:
         given = Evidence.ALONE
     position = match.start("esc")
-    for _ in range(_MOST):
+    for number in range(_MOST):
         span = literal(text, position)
         if span is None:
             return
@@ -148,9 +152,14 @@ def _statement(
         is_key = is_key or (
             text[position - 1 : position] == "[" and text.startswith("]", end + 1) and gap.strip() == "["
         )
+        is_key = is_key or (
+            _VARIABLE.search(lower, max(0, position - 24), position) is not None and _is_constant(text, start, end)
+        )
         same = _letters(text[start:end]) == _letters(text[begin : match.end("tail")])
         if given is not None and not is_key and not same and is_secretive(text[start:end], given):
             yield without_scheme(text, start, end)
+        if is_key and number:
+            return  # the next entry
         follow = _NEXT.match(lower, _after_literal(text, end))
         if follow is None:
             return
@@ -182,6 +191,10 @@ def _is_loose(text: str, match: re.Match[str], begin: int, gap: str, evidence: E
     if evidence == Evidence.NEAR:
         return _OPERATOR_OR_CALL.match(gap) is None or _OTHER_ENTRY.search(gap) is not None
     return evidence == Evidence.NAMED and "$(" in gap
+
+
+def _is_constant(text: str, start: int, end: int) -> bool:
+    return text[start:end].isupper() and text[start:end].replace("_", "").isalnum()
 
 
 def _letters(name: str) -> str:

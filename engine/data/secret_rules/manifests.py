@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from engine.data.secret_rules.encoded import decoded_ascii
 from engine.data.secret_rules.searched_text import SearchedText
-from engine.data.secret_rules.values import Evidence, is_placeholder, is_secretive
+from engine.data.secret_rules.values import Evidence, is_login, is_placeholder, is_secretive
 
 Found = tuple[str, int, int]
 _KIND_SECRET = re.compile(r"^[ \t]{0,20}[\"']?kind[\"']?[ \t]*:[ \t]*[\"']?secret[\"']?,?[ \t]*$", re.MULTILINE)
@@ -27,7 +27,7 @@ _AUTH = re.compile(
 )
 _KEY_DATA = re.compile(
     r"(?:client-key-data|tls\.key|ssh-privatekey|id_rsa|\.dockerconfigjson|\.dockercfg)[\"']?[ \t]*:[ \t]*[\"']?"
-    r"(?P<value>[\w+/=]{16,40000})(?!\()"
+    r"(?P<value>[\w+/=]{16,40000})(?![\w+/=(])"
 )
 _OAUTH = re.compile(
     r"[\"'](?:github|gitlab|bitbucket)-(?:oauth|token)[\"'][ \t]*:[ \t]*\{\s{0,40}[\"'][\w.-]{1,100}[\"'][ \t]*:[ \t]*"
@@ -48,7 +48,8 @@ def manifests(source: SearchedText) -> Iterator[Found]:
         for match in _AUTH.finditer(lower):
             group = "value" if match["value"] is not None else "other"
             value = text[slice(*match.span(group))]
-            if ":" in (decoded_ascii(value) or "") or is_secretive(value, Evidence.NEAR):
+            decoded = decoded_ascii(value) or ""
+            if is_login(decoded) or (":" not in decoded and is_secretive(value, Evidence.NEAR)):
                 yield "registry login", *match.span(group)
     if source.has("-oauth") or source.has("-token"):
         for match in _OAUTH.finditer(lower):

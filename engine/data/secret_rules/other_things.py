@@ -25,7 +25,7 @@ _REGION = re.compile(r"^[a-z]{2,6}(?:-gov)?-[a-z]{4,10}-?\d{1,2}[a-z]?$")
 _SLOT = re.compile(
     r"%(?:\d\$)?[+#-]?\d{0,3}[sdvqxi](?![A-Za-z0-9])"
     r"|\{\d{0,2}(?:[:!][^{}]{0,12})?\}|<[a-z][\w .-]{1,40}>|\[[A-Za-z][A-Za-z_ -]{2,40}\]"
-    r"|\{\{?[ ]?[a-z][\w.]{1,40}[ ]?\}|(?<![\w$])\$[a-z][A-Za-z]{3,40}(?!\w)"
+    r"|\{\{?[ ]?[a-z][\w.]{1,40}[ ]?\}|(?<![\w$])\$[a-z][A-Za-z]{3,40}(?!\w)|\w\$[a-z]{3,30}(?:[A-Z][a-z]{3,30}){1,4}$"
 )
 "What a value is put into, or a word that stands for one."
 _CODE = re.compile(
@@ -64,13 +64,13 @@ _DEFINITION = re.compile(
 )
 "Arguments with their names."
 _CONSTANT = re.compile(
-    r"^(?:fk|idx|ix|uniq?|uq|pk|FK|IDX|IX|UNIQ?|UQ|PK)_[0-9a-fA-F]{8,40}$|^[A-Z][A-Z0-9]{0,40}(?:_[A-Z0-9]{1,40}){2,20}$|^[A-Z]{3,40}(?:_[A-Z]{1,40}\d{0,3}){1,20}$"
+    r"^[A-Z][A-Z0-9]{2,40}_[A-Z]{2,40}$|^(?:fk|idx|ix|uniq?|uq|pk|FK|IDX|IX|UNIQ?|UQ|PK)_[0-9a-fA-F]{8,40}$|^[A-Z][A-Z0-9]{0,40}(?:_[A-Z0-9]{1,40}){2,20}$|^[A-Z]{3,40}(?:_[A-Z]{1,40}\d{0,3}){1,20}$"
 )
 _CHOICES = re.compile(
     r"^[A-Z_*]{4,60}\|[A-Z_*]{4,60}(?:\||$)|^[+!-]?[A-Z][A-Z0-9.-]{0,60}(?::[+!-]?[A-Z0-9.-]{1,60}){1,60}$|^[+!-][A-Z][A-Z0-9.]*-[A-Z0-9.-]+$|^[A-Z]{1,6}(?:-\d{1,7}){1,3}$|^\d{4}-\d\d-\d\dT\d|^\d:\d{6,}:[a-z]{3,7}:"
 )
 "Algorithms to choose from, numbers of tickets, identifiers of applications."
-_FIRST_FIELD = re.compile(r"^[\w.]{1,20},[\w.-]{2,40}=")
+_FIRST_FIELD = re.compile(r"^[a-z]=[^,]{1,400}(?:,[a-z]=[^,]{1,400}){1,6}$|^[\w.]{1,20},[\w.-]{2,40}=")
 _IDENTIFIER_PART = re.compile(r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,5}|\d{1,4}|[1-9]\d{4,5}")
 _PUBLIC_POINT = re.compile(r"^B[A-P][A-Za-z0-9+/_-]{85,178}={0,2}$")
 _PUBLIC_RSA = re.compile(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from engine.data.secret_rules.encoded import decoded_ascii
 from engine.data.secret_rules.other_things import is_definition, is_name
 from engine.data.secret_rules.searched_text import SearchedText
-from engine.data.secret_rules.values import Evidence, is_placeholder, is_secretive, is_wordlike
+from engine.data.secret_rules.values import Evidence, is_login, is_secretive, is_wordlike
 
 Found = tuple[str, int, int]
 _IN_URL = re.compile(r"://(?P<user>[^\s:/'\"<>`]{0,80}):(?P<value>[^\s/'\"<>{}`]{3,200})@[\w.\[$%{-]")
@@ -91,8 +91,7 @@ def headers(source: SearchedText) -> Iterator[Found]:
 
 
 def _is_basic(value: str) -> bool:
-    user, colon, password = (decoded_ascii(value) or "").strip().partition(":")
-    if colon:
-        # A password of words is one where it is encoded.
-        return len(password.strip()) > 2 and password != user and not is_placeholder(password)
-    return len(value) >= 16 and decoded_ascii(value) is None and is_secretive(value, Evidence.NEAR)
+    decoded = decoded_ascii(value)
+    if decoded is not None:
+        return is_login(decoded)
+    return len(value) >= 16 and is_secretive(value, Evidence.NEAR)

@@ -71,7 +71,7 @@ _REFERENCE = re.compile(
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
     r"|:/bin/\w{0,4}sh$|\]\(|^\[@|^\.\\{0,8}\"?[a-z_]{1,40}\\{0,8}\"?[\[.]|\.\*|\(\$[a-z]|AES(?:128|256)-|SHA(?:256|384)(?::|$)"
-    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]|^//[a-z]+[./]|[/%]\w{0,10}aws4_request$|^s([/|#,]).+\1.*\1[gimpe]{0,3};?$|^@@.+@@$"
+    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]|^//[a-z]+[./]|[/%]\w{0,10}aws4_request$|^[A-Z][A-Za-z]{2,30}(?:\.[A-Z][A-Za-z]{2,30}){1,4}/[a-z]|[:@]\$[A-Z_]{3,}|^/.*[\\\[(^$].*/[gimsuy]{0,4}$|\*\*\w{3,20}\*\*|^s([/|#,]).+\1.*\1[gimpe]{0,3};?$|^@@.+@@$"
     r"|%24\(|^\\{1,4}u[^0-9a-f]|%[\w.]{2,40};|^[\[{]\\{0,4}[\"']|<[a-z][a-z _-]{2,30}>|\[[A-Z_]{4,40}\]"
     r"|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
     r"|^\(\w{1,40}:[\d.]{3,60}:=|^[A-Z][A-Z\d_]{3,40}=/"
@@ -164,6 +164,12 @@ def is_placeholder(value: str) -> bool:
     return _PATH.match(value) is not None and words_share(value) >= 0.4
 
 
+def is_login(text: str) -> bool:
+    """Tells whether a text that was encoded is a user and a password; there, one of words is a password."""
+    user, _, password = text.strip().partition(":")
+    return len(password.strip()) > 2 and password != user and not is_placeholder(password)
+
+
 def is_sequence(value: str) -> bool:
     """Tells whether letters and digits mostly follow each other in their order: 1234567890abcdef, abcd1234."""
     codes = [ord(c) for c in value.lower() if c.isalnum()]
@@ -211,7 +217,7 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
     """Tells whether a value is taken for a secret where it stands."""
     if "\\" in value or "&" in value:
         value = _ESCAPE.sub("", value)
-    value = value.strip("\"'`")
+    value = value.strip("\"'`").removeprefix('\\"').removesuffix("\\")
     if evidence == Evidence.ALONE and not _is_mixed(value):
         return False  # what most names fail by, and costs least
     if "%2F" in value:
