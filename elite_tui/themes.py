@@ -1,6 +1,6 @@
 """Defines three themes: dark, light, and dark for red-green colour blindness.
 
-Text reaches a contrast of 4.5:1 on its background (WCAG AA), except for what cannot be entered. The tests check every
+Text reaches a contrast of 4.5:1 on its background (WCAG AA), and what cannot be entered 3:1. The tests check every
 theme, in full colour and in the 256 colours of a terminal over SSH.
 
 The greys are nearly neutral: where a terminal has 256 colours (most connections over SSH), a tinted dark grey would
@@ -32,7 +32,7 @@ DARK = Theme(
         "footer-key-foreground": "#e3b565",
         "footer-description-foreground": "#aab6c3",
         "muted": "#979fa8",
-        "faint": "#686f77",
+        "faint": "#838a92",
         "button-focus-text-style": "bold underline",
         "block-cursor-background": "#2c4a52",
         "block-cursor-foreground": "#ffffff",
@@ -61,7 +61,7 @@ LIGHT = Theme(
         "footer-key-foreground": "#8a5a00",
         "footer-description-foreground": "#4a5a68",
         "muted": "#56636f",
-        "faint": "#8f979e",
+        "faint": "#666e76",
         "button-focus-text-style": "bold underline",
         "block-cursor-background": "#bfe0da",
         "block-cursor-foreground": "#10202b",
