@@ -29,7 +29,7 @@ SIZES = ((80, 24), (120, 36))
 
 async def measure(size: tuple[int, int]) -> dict[str, tuple[float, float]]:
     """Processor seconds of every screen, on the first visit and on the second."""
-    from tests.tui.support import FixedEngine, gpu_machine, half_way, history_of, make_app, settled
+    from tests.tui.support import FixedEngine, gpu_machine, half_way, history_of, make_app, settled, until
 
     app = make_app(engine=FixedEngine(gpu_machine(), half_way()), values={"model.name": "qwen2.5-coder-1.5b"})
     app.state.snapshots.extend(history_of(gpu_machine()))
@@ -53,6 +53,29 @@ async def measure(size: tuple[int, int]) -> dict[str, tuple[float, float]]:
             await pilot.pause()
             found["options, all fields"].append(time.thread_time() - start)
             await pilot.press("f4")
+            await settled(pilot)
+        # Dialogs and the screens of a run.
+        app.go("tiers")
+        await settled(pilot)
+        for key, name in (("f1", "help"), ("f4", "models")):
+            found[name] = []
+            for _ in range(2):
+                start = time.thread_time()
+                await pilot.press(key)
+                await pilot.pause()
+                found[name].append(time.thread_time() - start)
+                await until(pilot, lambda: not app.state.models.loading, 600)
+                await pilot.press("escape")
+                await pilot.pause()
+        app.run_desk.open([None])
+        await until(pilot, lambda: app.state.run is not None and app.state.run.updated_at is not None)
+        for name in ("result", "monitor") * 2:
+            app.go("runs")
+            await settled(pilot)
+            start = time.thread_time()
+            app.go(name)
+            await pilot.pause()
+            found.setdefault(name, []).append(time.thread_time() - start)
             await settled(pilot)
     return {name: (times[0], times[1]) for name, times in found.items()}
 
