@@ -158,7 +158,7 @@ def tiers_page() -> str:
         f"**Predicted**, for an adapter on {MODEL}, by the same sum that a run uses (`engine plan --hardware CARD "
         "--ram GIB`); the cards were not at hand. Memory formulas were held against measurements on one H100 "
         "([planning.md](planning.md)); seconds come from data sheets. A cell is the time of one window, forward and "
-        "backward, and where its hidden states wait.",
+        "backward, and where its hidden states wait, or the disk if attention outputs do.",
         "",
     ]
     shown = [t for t in tiers() if t.number >= 4]
@@ -195,7 +195,8 @@ def _tier_cell(table: TierTable, number: int) -> str:
     row = table.row(number)
     if not row.fits:
         return "–"
-    home = row.layout.stream.hidden_home if row.layout.stream else "gpu"
+    stream = row.layout.stream
+    home = "gpu" if stream is None else "disk" if stream.spills else stream.hidden_home
     where = {"gpu": "", "host": ", RAM", "disk": ", disk"}[home]
     return f"{format_seconds(row.step_seconds / row.windows_per_step)}{where}"
 
