@@ -213,6 +213,12 @@ NO_SECRETS = [
     ("XML", '<wsse:UsernameToken wsu:Id="Sec13-d9d9bd71-1cfd-4dbf-8d9d-0bc5cfdbbe72">'),
     ("YAML", "token: KipTT1BTKio="),
     ("JSON", '{"auths": {"x": {"auth": "c3RlZmFucHJvZGFuOnBhc3N3b3Jk"}}}'),
+    ("PowerShell", "$user_password = (Get-UserFlag2 $user $flags)"),
+    ("JSON", '{"ClientRequestToken": "1d2129a1-3d38-460a-9756-e5b91fddb951"}'),
+    ("JSON", '{"DkimTokens": ["vvjuipp74whm76gqoni7qmwwn4w4qusjiainivf6f"]}'),
+    ("JSON", '{"auth": ["aws.auth#sigv4"]}'),
+    ("YAML", "htpasswd_users: 'loki:$apr1$H4yGiGNg$ssl5/NymaGFRUvxIV1Nyr.'"),
+    ("Ruby", "expect(JWT::EC.to_curve('P-256')).to eq('prime256v1')"),
     ("HTTP", "Authorization: Basic dXNlcm5hbWU6"),
     ("HTTP", "Authorization: Basic dXNlcm5hbWU6cGFzc3dvcmQ="),
 ]

@@ -40,7 +40,7 @@ _CODE = re.compile(
 "Types, calls, constants of modules, the start of a literal."
 _EXPRESSION = re.compile(
     r"^[A-Za-z_]\w{0,60}(?:(?:\.|::|->)[A-Za-z_]\w{0,60}){0,6}(?:[)\]},;]{1,4}$|<[A-Za-z][\w., ]{0,60}>+$)"
-    r"|^[A-Za-z_]\w{0,60}(?:(?:\.|::|->)[A-Za-z_]\w{0,60}){1,6}\(\)|^\\\(|^unix:|\*\*[a-z]{3,20}\*\*|^\([a-z]\w{0,40}$|^[,)}\]]{1,3}[a-z{]\w{0,20}[.:=(]"
+    r"|^[A-Za-z_]\w{0,60}(?:(?:\.|::|->)[A-Za-z_]\w{0,60}){1,6}\(\)|^\\\(|^unix:|\*\*[a-z]{3,20}\*\*|^\([A-Za-z][\w-]{0,40}$|^[,)}\]]{1,3}[a-z{]\w{0,20}[.:=(]"
     r"|^[a-z]\w{0,20}(?:::\w{1,40}){1,6}$"
 )
 "Calls, types, names before a bracket that closes, what stands between two literals."

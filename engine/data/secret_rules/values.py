@@ -71,7 +71,7 @@ _REFERENCE = re.compile(
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
     r"|:/bin/\w{0,4}sh$|\]\(|^\[@|^\.\\{0,8}\"?[a-z_]{1,40}\\{0,8}\"?[\[.]|\.\*|\(\$[a-z]|AES(?:128|256)-|SHA(?:256|384)(?::|$)"
-    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]|^//[a-z]+[./]|[/%]\w{0,10}aws4_request$|^[A-Z][A-Za-z]{2,30}(?:\.[A-Z][A-Za-z]{2,30}){1,4}/[a-z]|[:@]\$[A-Z_]{3,}|^/.*[\\\[(^$].*/[gimsuy]{0,4}$|\*\*\w{3,20}\*\*|^s([/|#,]).+\1.*\1[gimpe]{0,3};?$|^@@.+@@$"
+    r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]|^//[a-z]+[./]|[/%]\w{0,10}aws4_request$|^[A-Z][A-Za-z]{2,30}(?:\.[A-Z][A-Za-z]{2,30}){1,4}/[a-z]|[:@]\$[A-Z_]{3,}|^/.*[\\\[(^$].*/[gimsuy]{0,4}$|\*\*\w{3,20}\*\*|^/.*%[sdv]$|^[a-z]{2,20}(?:\.[a-z]\w{0,30}){1,4}#[a-z]\w{1,40}$|^(?=(?:[^:]{0,9}:){4})[\da-fA-F:]+-[\da-fA-F:]+$|^s([/|#,]).+\1.*\1[gimpe]{0,3};?$|^@@.+@@$"
     r"|%24\(|^\\{1,4}u[^0-9a-f]|%[\w.]{2,40};|^[\[{]\\{0,4}[\"']|<[a-z][a-z _-]{2,30}>|\[[A-Z_]{4,40}\]"
     r"|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
     r"|^\(\w{1,40}:[\d.]{3,60}:=|^[A-Z][A-Z\d_]{3,40}=/"
@@ -93,7 +93,7 @@ _PATH = re.compile(
 _CALL = re.compile(r"^([A-Za-z_][\w.:>-]*)[(\[]")
 _ALGORITHM = re.compile(
     r"^(?:aes|hmac|sha|md5|rsa|ecdsa|ed25519|pbkdf2|bcrypt|argon2|scrypt|[hrep]s\d{3}|des|x509|pkcs|oauth|openid|ntlm|scram|basic|bearer|jwt"
-    r"|base64|utf|iso|gpt|bert|llama|t5|int|uint|float|bf)[\w/.+-]{0,30}$",
+    r"|prime\d|sec[pt]\d|brainpool|base64|utf|iso|gpt|bert|llama|t5|int|uint|float|bf)[\w/.+-]{0,30}$",
     re.IGNORECASE,
 )
 _SNAKE = re.compile(
@@ -101,7 +101,7 @@ _SNAKE = re.compile(
 )
 "A name of several parts, each of letters of one size with a number behind."
 _DIGEST_PREFIX = re.compile(
-    r"^(?:sha\d+|md5|blake\d\w?|signature|\{?ssha\d*\}?)[-:=$}]|^md5[0-9a-f]{32}$|^\{(?:s?sha|md\d|pbkdf2|s?crypt|bcrypt|argon2)[\w@.-]{0,40}\}|^\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\$",
+    r"^[\w.@-]{1,40}:\${1,2}(?:2[aby]?|1|5|6|apr1|argon2\w+)\$|^(?:sha\d+|md5|blake\d\w?|signature|\{?ssha\d*\}?)[-:=$}]|^md5[0-9a-f]{32}$|^\{(?:s?sha|md\d|pbkdf2|s?crypt|bcrypt|argon2)[\w@.-]{0,40}\}|^\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\$",
     re.IGNORECASE,
 )
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", re.IGNORECASE)
