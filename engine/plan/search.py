@@ -29,6 +29,8 @@ FOUR_BIT_WEIGHTS = 1.05
 "4-bit weights approximate the model's own."
 STREAMED_WEIGHTS = 1.1
 "Of weights in 16 bits that are streamed from the host over 4-bit ones; they fill the RAM."
+WORN_DISK = 1.01
+"Times the fastest plan that another may take which writes less to the disk: a step may write hundreds of GB."
 
 Grain = tuple[int, int, int]
 """Tile, key block and loss chunk."""
@@ -181,13 +183,13 @@ def search(
 def fastest(candidates: Iterable[Candidate]) -> Candidate:
     """Returns the candidate to choose: the fastest of one precision, and of the precisions the one worth its price.
 
-    Within a precision nothing weighs against speed, so that more memory, a disk or a faster GPU never lead to a slower
-    plan.
+    Within a precision nothing weighs against speed but what wears a disk out, and that by WORN_DISK at most, so that
+    more memory, a disk or a faster GPU do not lead to a slower plan.
     """
     by_precision: dict[bool, list[Candidate]] = {}
     for candidate in candidates:
         by_precision.setdefault(in_4_bits(candidate.layout.weights), []).append(candidate)
-    best = [min(alike, key=lambda c: c.rank) for alike in by_precision.values()]
+    best = [_sparing(alike) for alike in by_precision.values()]
 
     def price(candidate: Candidate) -> float:
         weights = candidate.layout.weights
@@ -195,6 +197,15 @@ def fastest(candidates: Iterable[Candidate]) -> Candidate:
         return candidate.seconds * factor * (STREAMED_WEIGHTS if streams(weights) else 1.0)
 
     return min(best, key=price)
+
+
+def _sparing(candidates: Sequence[Candidate]) -> Candidate:
+    """Returns of those that are hardly slower than the fastest the one that writes least to the disk."""
+    soonest = min(candidates, key=lambda c: c.rank)
+    if not soonest.writes_disk:
+        return soonest
+    near = [candidate for candidate in candidates if candidate.seconds <= WORN_DISK * soonest.seconds]
+    return min(near, key=lambda c: (c.written_bytes, c.rank))
 
 
 def _streamed(
