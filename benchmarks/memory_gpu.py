@@ -499,7 +499,7 @@ def predict(machine: Any, model: str, case: dict[str, Any]) -> dict[str, Any]:
     )
     work = dataclasses.replace(workload_of(planning, case["context"]), master_home=case["full"])
     if not case["fused"]:
-        work = dataclasses.replace(work, fused_kernels=False)
+        work = dataclasses.replace(work, fused_kernels=False, served_norms=False)
     four_bit = "nf4" if case["precision"] == "nf4" else "resident"
     if case["plan"] is None:
         ledger = whole_sequence_ledger(work, four_bit, recompute=case["recompute"])

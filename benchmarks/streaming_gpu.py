@@ -124,7 +124,7 @@ def predict(machine: Any, spec: Any, plan: Any, case: dict) -> dict[str, Any]:
     spec = spec.with_layers(case["layers"]) if case.get("layers") else spec
     work = workload_of(request(machine, spec, case), case["context"])
     if not case.get("fused", True):
-        work = dataclasses.replace(work, fused_kernels=False)
+        work = dataclasses.replace(work, fused_kernels=False, served_norms=False)
     ledger = streamed_ledger(work, plan)
     parts = [part for part in ledger.parts if part.where == "gpu" and part.name not in NOT_ALLOCATED]
     slack = sum(part.bytes for part in parts if part.name == "allocator slack")

@@ -70,9 +70,18 @@ class Widths:
     """Bytes per token of the tensors of one layer."""
 
     def __init__(
-        self, spec: ModelSpec, element: int, rank: int, *, fused: bool, autocast: bool, kernels: bool = False
+        self,
+        spec: ModelSpec,
+        element: int,
+        rank: int,
+        *,
+        fused: bool,
+        autocast: bool,
+        served: bool = False,
+        kernels: bool = False,
     ) -> None:
         self.spec, self.element, self.fused, self.autocast = spec, element, fused, autocast
+        self._fused_norms = fused or (served and not spec.norm_bias)
         self.hidden = spec.hidden_width * element
         self.queries = spec.heads * spec.head_dim * element
         self.keys = spec.kv_heads * spec.head_dim * element
@@ -97,7 +106,7 @@ class Widths:
         RMSNorm as transformers writes it saves its input in fp32, and so does LayerNorm under autocast. LayerNorm
         without autocast and liger's RMSNorm save the input itself.
         """
-        as_it_is = not self.autocast if self.spec.norm_bias else self.fused
+        as_it_is = not self.autocast if self.spec.norm_bias else self._fused_norms
         if as_it_is or self.wide == 1:
             return ()
         return (("norms' inputs in fp32", norms * self.wide * self.hidden),)
@@ -107,7 +116,7 @@ class Widths:
         """Inputs that the norms on each head's queries and keys save."""
         if not self.spec.qk_norm:
             return ()
-        width = 1 if self.fused else self.wide
+        width = 1 if self._fused_norms else self.wide
         return (("queries and keys before their norm", width * (self.queries + self.keys)),)
 
     @property

@@ -116,6 +116,7 @@ def request_of_run(
         checkpoint=config.checkpoint,
         evaluation=config.evaluation,
         repository_tokens=repository_tokens,
+        fused_kernels=config.model.fused_kernels,
         ranks=ranks.all,
     )
 

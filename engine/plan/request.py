@@ -61,6 +61,8 @@ class PlanRequest:
     evaluation: EvaluationSection = field(default_factory=EvaluationSection)
     repository_tokens: int | None = None
     "Tokens to train on; None where the number is not known."
+    fused_kernels: bool = True
+    "`model.fused_kernels`."
     ranks: int = 1
     "Processes on all hosts."
     rank_link: float = 10e9
@@ -212,7 +214,8 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
         adapts_experts=planning.trains_adapter and EXPERTS in planning.lora.targets,
         backend=backend,
         attention=asked,
-        fused_kernels=liger and refusal(spec.family, "fused") is None,
+        fused_kernels=liger and planning.fused_kernels and refusal(spec.family, "fused") is None,
+        served_norms=liger and planning.fused_kernels,
         recurrent_kernels=rules and planning.compute_type != "fp32",
         fused_loss=liger,
         workspaces=_matrix_workspaces(gpu),

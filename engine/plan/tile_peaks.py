@@ -26,6 +26,7 @@ def tile_peaks(work: Workload, *, stash: bool, encoded: bool = False, keep: int 
         work.element,
         work.lora_rank,
         work.fused_kernels,
+        work.served_norms,
         work.fused_loss,
         work.backend,
         stash,
@@ -73,6 +74,7 @@ def _tile_moments(
     element: int,
     rank: int,
     fused: bool,
+    served: bool,
     fused_loss: bool,
     backend: Backend,
     stash: bool,
@@ -82,7 +84,7 @@ def _tile_moments(
     adapts_experts: bool,
     kernels: bool,
 ) -> tuple[PeakCandidate, ...]:
-    w = Widths(spec, element, rank, fused=fused, autocast=False, kernels=kernels)
+    w = Widths(spec, element, rank, fused=fused, served=served, autocast=False, kernels=kernels)
     decoded: Held = (("decoded input", w.hidden),) if encoded else ()
     output: Held = () if stash else (("attention output", w.queries),)
     moments: list[PeakCandidate] = []

@@ -26,6 +26,7 @@ def window_peaks(
         work.element,
         work.lora_rank,
         work.fused_kernels,
+        work.served_norms,
         recompute,
         four_bit,
         work.lora_parameters,
@@ -41,6 +42,7 @@ def _window_moments(
     element: int,
     rank: int,
     fused: bool,
+    served: bool,
     recompute: bool,
     four_bit: bool,
     adapter: int,
@@ -49,7 +51,7 @@ def _window_moments(
     kernels: bool,
 ) -> tuple[PeakCandidate, ...]:
     """Models PEFT's own forward under autocast, where the adapters' inputs are cast to fp32 and back."""
-    w = Widths(spec, element, rank, fused=fused, autocast=True, kernels=kernels)
+    w = Widths(spec, element, rank, fused=fused, served=served, autocast=True, kernels=kernels)
     if trained:
         return tuple(_trained_window(w, recompute=recompute, pieces=pieces))
     unpacked: Held = ()

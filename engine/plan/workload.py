@@ -37,6 +37,8 @@ class Workload:
     "Name of the kernel that the configuration asks for; None: the fastest."
     fused_kernels: bool = True
     "Whether norms, rotary embedding and MLP activation are one kernel each (engine.models.fused)."
+    served_norms: bool = False
+    "Whether RMSNorms are one kernel each, though the rest of the family is not (engine.models.fused)."
     recurrent_kernels: bool = False
     "Whether kernels compute its recurrent layers (engine.models.recurrent_kernels)."
     fused_loss: bool = True

@@ -53,6 +53,7 @@ def _workload(case):
         work,
         master_home=case.get("full"),
         fused_kernels=bool(fused),
+        served_norms=bool(fused),
         backend=backend,
         attention_efficiency=attention_efficiency(planning.machine.gpus[0], spec.head_dim, backend),
     )
@@ -101,6 +102,28 @@ def test_the_gpu_peak_of_every_case_and_the_median():
     assert len(errors) >= 60
     assert max(map(abs, errors)) < 0.05
     assert statistics.median(map(abs, errors)) < 0.01
+
+
+EXPERTS = json.loads((RESULTS / "experts-h200.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("row", EXPERTS, ids=lambda row: row["name"])
+def test_the_gpu_peak_of_experts_in_4_bits_from_the_host(row):
+    """benchmarks/experts_gpu.py: liger's kernel computes the norms of a family that has none of its others."""
+    planning = PlanRequest(
+        machine=with_card("h200", ram=512),
+        spec=find_model(row["model"]),
+        compute_type="bf16",
+        weights=("nf4-streamed",),
+        lora=LoraSection(targets=row["targets"]),
+    )
+    work = workload_of(planning, row["context"])
+    assert work.served_norms
+    assert not work.fused_kernels
+    ledger = streamed_ledger(work, StreamPlan(**row["plan"]))
+    # The benchmark has no optimiser, whose two states are fp32.
+    peak = max(bytes_ for _, bytes_ in ledger.phases) - 8 * work.lora_parameters
+    assert peak == pytest.approx(row["gpu_peak_allocated"], rel=0.01)
 
 
 def _smallest(gpu, outside):
