@@ -54,6 +54,8 @@ class RunStarted(Event):
     planned_host_bytes: int | None = None
     layout: dict[str, Any] | None = None
     "How the plan computes a step (engine.plan.step_layout); None in journals of earlier versions."
+    learning_rate: float | None = None
+    "Peak learning rate, as configured or by the model's width; None in journals of earlier versions."
 
 
 @dataclass(frozen=True, kw_only=True)

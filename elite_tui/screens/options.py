@@ -86,7 +86,7 @@ class OptionsScreen(WizardScreen):
         if changed.isdisjoint(DRAWN_FROM):
             return
         for form in self.query(OptionForm):
-            form.show(self.state.problems())
+            form.show(self.state.problems(), self._placeholders())
         plans = self.state.tiers.value
         if plans is not None:
             from engine.plan.optimizations import optimizations
@@ -96,6 +96,16 @@ class OptionsScreen(WizardScreen):
             self._show_detail()
         self.query_one("#verdict", TextBlock).update(self._verdict())
         self.refresh_bindings()
+
+    def _placeholders(self) -> dict[str, str]:
+        """Returns what empty fields show of the plan."""
+        plans = self.state.tiers.value
+        if plans is None:
+            return {}
+        from engine.plan.learning_rate import automatic_rate
+
+        rate = automatic_rate(plans.spec, plans.config.training, plans.config.lora)
+        return {"training.learning_rate": f"auto ({rate:.1e})"}
 
     # --- the verdict ---------------------------------------------------------------------------------------
 

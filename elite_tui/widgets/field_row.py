@@ -66,6 +66,7 @@ class FieldRow(Vertical):
         self._suggester = suggester
         self._text = text_of(draft.get(spec.path)) if not draft.is_default(spec.path) else ""
         self._choice = text_of(draft.get(spec.path))
+        self._placeholder = placeholder(spec)
         self._note = ""
         self._problem: Problem | None = None
 
@@ -82,7 +83,7 @@ class FieldRow(Vertical):
             else:
                 yield LineInput(
                     self._text,
-                    placeholder=placeholder(self.spec),
+                    placeholder=self._placeholder,
                     compact=True,
                     suggester=self._suggester,
                     select_on_focus=False,
@@ -109,6 +110,12 @@ class FieldRow(Vertical):
         """Replaces the control's text."""
         control = self.control
         control.value = text if isinstance(control, Input) else text or text_of(self.spec.default)
+
+    def set_placeholder(self, text: str) -> None:
+        """Sets what an empty control shows; "" is its default."""
+        self._placeholder = text or placeholder(self.spec)
+        for control in self.query(Input):
+            control.placeholder = self._placeholder
 
     def _draw(self) -> None:
         self.set_class(self._problem is not None, "-wrong")

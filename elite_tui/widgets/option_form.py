@@ -62,6 +62,7 @@ class OptionForm(VerticalScroll):
         self._draft = draft
         self._problems = problems
         self._specs = _in_sections([spec for spec in fields() if spec.path not in left_out])
+        self._placeholders: Mapping[str, str] = {}
         self._mounted = 0
         "Number of mounted rows."
         self._awaited = ""
@@ -133,14 +134,20 @@ class OptionForm(VerticalScroll):
         """Mounts the rows of a larger form."""
         self._continue()
 
-    def show(self, problems: Mapping[str, Problem]) -> None:
-        """Draws problems beside their fields, and marks non-default values."""
-        self._problems = problems
+    def show(self, problems: Mapping[str, Problem], placeholders: Mapping[str, str]) -> None:
+        """Draws problems beside their fields, and marks non-default values.
+
+        Args:
+            problems: The draft's problems by field.
+            placeholders: What empty fields show, by field, where it is more than their default.
+        """
+        self._problems, self._placeholders = problems, placeholders
         for row in self.query(FieldRow):
             self._mark(row)
 
     def _mark(self, row: FieldRow) -> None:
         row.show(self._problems.get(row.spec.path))
+        row.set_placeholder(self._placeholders.get(row.spec.path, ""))
         row.set_class(not self._draft.is_default(row.spec.path), "-changed")
 
     def reset_field(self) -> None:

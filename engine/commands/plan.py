@@ -177,6 +177,8 @@ def run(args: argparse.Namespace) -> int:
     _print_plan(planning, table, None if args.hours else tier, largest, asked=args.max_context)
     if schedule is not None:
         print_schedule(schedule)
+    else:
+        print(f"Peak learning rate {planning.learning_rate:g}.")  # noqa: T201
     if cluster is not None:
         from rich.console import Console
 
@@ -242,6 +244,7 @@ def describe(planning: PlanRequest, table: TierTable, largest: TierPlan | None, 
             "trainable": planning.adapter_parameters if planning.trains_adapter else spec.parameters,
         },
         "repo_tokens": planning.repository_tokens,
+        "learning_rate": planning.learning_rate,
         "recommended": table.recommended,
         "ceiling": table.ceiling,
         "tiers": [row.as_json() for row in table.tiers],

@@ -69,7 +69,13 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
             "it tile by tile in bounded memory with the same gradient; auto takes the faster of what fits."
         ),
     ] = "auto"
-    learning_rate: Annotated[float, Meta(gt=0, le=1, description="Peak learning rate.")] = 2e-4
+    learning_rate: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(
+            description="Peak learning rate. Unset: by the model's width and what is trained (docs/learning-rate.md), "
+            "0.0013 for an adapter on a model 576 wide and 0.00029 on one 4,096 wide."
+        ),
+    ] = None
     warmup_fraction: Annotated[
         float,
         Meta(ge=0.0, lt=1.0, description="Share of the steps over which the rate rises linearly to its peak."),
@@ -224,6 +230,12 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     def passes(self) -> float:
         """Passes over the training files of a run whose windows are all alike."""
         return 1.0 if self.epochs is None else self.epochs
+
+    def rate_in_words(self, planned: float | None) -> str:
+        """Formats the peak learning rate: as configured, else as a run's plan has it, None where it does not say."""
+        if self.learning_rate is not None:
+            return f"{self.learning_rate:g}"
+        return "automatic" if planned is None else f"{planned:g} (automatic)"
 
     @property
     def stage_pairs(self) -> tuple[tuple[int, int], ...]:

@@ -48,6 +48,8 @@ class RunReport:
     dataset: DatasetSummary
     held_out_scored: int
     "Held-out tokens scored in each evaluation."
+    learning_rate: float | None = None
+    "Peak rate of the run's plan; None for the configuration's."
     predicted_gpu_bytes: int | None = None
     predicted_host_bytes: int | None = None
     promise: Comparison | None = None
@@ -174,6 +176,7 @@ def _data_rows(data: DatasetSummary) -> list[tuple[str, str]]:
 def _setting_rows(report: RunReport) -> list[tuple[str, str]]:
     lora, training = report.config.lora, report.config.training
     targets = ", ".join(lora.targets)
+    rate = training.rate_in_words(report.learning_rate)
     trained = [
         ("adapter", f"rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, on {targets}"),
         ("trained parameters", f"{report.adapter_parameters:,} beside {report.spec.parameters:,} frozen ones"),
@@ -185,7 +188,7 @@ def _setting_rows(report: RunReport) -> list[tuple[str, str]]:
         ("device", report.device),
         ("context", f"{report.context:,} tokens"),
         *trained,
-        ("learning rate", f"{training.learning_rate:g}, warm-up over {training.warmup_fraction:.0%} of the steps"),
+        ("learning rate", f"{rate}, warm-up over {training.warmup_fraction:.0%} of the steps"),
         ("seed", str(training.seed)),
     ]
 

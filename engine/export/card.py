@@ -111,12 +111,13 @@ def _what(source: Source, target: str, dtype: str | None, weights_from: str) -> 
 def _settings(source: Source) -> str:
     config = source.config
     lora, training = config.lora, config.training
+    rate = training.rate_in_words(source.run.planned_rate())
     rows = [("base model", _code(base_name(source))), ("trained in", config.model.precision)]
     if source.is_adapter:
         kind = "".join(name for name, on in ((", rsLoRA", lora.rslora), (", DoRA", lora.dora)) if on)
         rows.append(("adapter", f"rank {lora.rank}, alpha {lora.alpha:g}{kind}, on {', '.join(lora.targets)}"))
     rows += [
-        ("optimiser", f"{training.optimizer}, rate {training.learning_rate:g}, {training.schedule}"),
+        ("optimiser", f"{training.optimizer}, rate {rate}, {training.schedule}"),
         ("epochs", _epochs(training)),
         ("seed", str(training.seed)),
     ]

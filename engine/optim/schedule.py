@@ -106,7 +106,12 @@ def peak_rate(training: TrainingSection, tokens_per_update: int) -> float:
 
     Linear scaling suits plain gradient descent. Square-root scaling suits Adam, whose step has the size of the rate for
     any gradient, and whose noise falls with the square root of the batch.
+
+    Raises:
+        ValueError: the rate is unset; a run's plan sets it (engine.plan.learning_rate).
     """
+    if training.learning_rate is None:
+        raise ValueError("training.learning_rate is unset")
     powers = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
     return float(training.learning_rate * (tokens_per_update / REFERENCE_TOKENS) ** powers[training.lr_scaling])
 

@@ -33,6 +33,8 @@ class Choice:
     "One sentence for the user."
     schedule: Schedule | None = None
     "Stages of a run whose windows grow; `context` and `plan` are then those of the last one."
+    learning_rate: float
+    "Peak rate, before training.lr_scaling."
     whole: WholeTime
     "The run's time outside its updates."
     updates: int | None
@@ -68,9 +70,10 @@ class Choice:
         return [self.plan] if self.schedule is None else [stage.plan for stage in self.schedule.stages]
 
     def training(self, asked: TrainingSection) -> TrainingSection:
-        """Returns the section with the schedule's tokens an update."""
+        """Returns the section with the rate, and with the schedule's tokens an update."""
+        training = structs.replace(asked, learning_rate=self.learning_rate)
         tokens = None if self.schedule is None else self.schedule.tokens_per_update
-        return asked if tokens is None else structs.replace(asked, tokens_per_update=tokens)
+        return training if tokens is None else structs.replace(training, tokens_per_update=tokens)
 
 
 def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> int:
@@ -187,6 +190,7 @@ def _scheduled(planning: PlanRequest, schedule: Schedule) -> Choice:
         plan=schedule.longest,
         note=note,
         schedule=schedule,
+        learning_rate=schedule.learning_rate,
         whole=schedule.whole,
         updates=updates,
     )
@@ -200,7 +204,14 @@ def _alike(planning: PlanRequest, row: TierPlan, note: str) -> Choice:
         updates = max(1, round(row.steps_per_epoch * training.passes))
     if training.max_steps is not None:
         updates = min(training.max_steps, training.max_steps if updates is None else updates)
-    return Choice(context=row.context, plan=row, note=note, whole=whole_time(planning, row), updates=updates)
+    return Choice(
+        context=row.context,
+        plan=row,
+        note=note,
+        learning_rate=planning.learning_rate,
+        whole=whole_time(planning, row),
+        updates=updates,
+    )
 
 
 def _best_context(planning: PlanRequest, *, highest: bool) -> Choice:

@@ -24,6 +24,7 @@ from engine.config import (
 from engine.hardware.machine import Gpu, Machine
 from engine.models.families import refusal
 from engine.models.spec import EXPERTS, ModelSpec
+from engine.plan.learning_rate import learning_rate_of
 from engine.plan.search import Way
 from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
 from engine.plan.strategy import sharding_refusal
@@ -91,6 +92,11 @@ class PlanRequest:
     def trains_adapter(self) -> bool:
         """Whether an adapter is trained; otherwise every weight is."""
         return self.training.method == "lora"
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate, as configured or by the model's width."""
+        return learning_rate_of(self.spec, self.training, self.lora)
 
     @functools.cached_property
     def adapter_parameters(self) -> int:

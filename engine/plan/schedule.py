@@ -218,7 +218,7 @@ def given_stages(planning: PlanRequest, pairs: Sequence[tuple[int, int]]) -> Sch
         tokens_per_update=planning.training.tokens_per_update,
         hours=None,
         whole=whole_time(planning, top),
-        learning_rate=planning.training.learning_rate,
+        learning_rate=planning.learning_rate,
         train_tokens=planning.train_tokens,
         note="",
     )
@@ -400,7 +400,7 @@ class _Scheduler:
             tokens_per_update=_tokens_of(base),
             hours=self._hours,
             whole=whole,
-            learning_rate=self._planning.training.learning_rate,
+            learning_rate=self._planning.learning_rate,
             train_tokens=self._planning.train_tokens,
             note=note,
             additions=tuple(additions),

@@ -148,7 +148,7 @@ def choose_step(
 
 
 def _zero_step(session: TrainingSession, setup: Setup, tuning: ZeroTuning) -> ZeroStep:
-    training = session.config.training
+    training = setup.training
     assert isinstance(session.group, TorchProcessGroup)
     rate = peak_rate(training, tokens_per_update(training, setup.context))
     return ZeroStep(

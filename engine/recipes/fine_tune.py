@@ -211,6 +211,7 @@ def _train(session: TrainingSession) -> None:
         predicted_host_bytes=setup.choice.host_peak_bytes,
         promise=compared,
         held_out_scored=progress.held_out_scored,
+        learning_rate=setup.choice.learning_rate,
         curve=curve,
         past=past,
         evaluation=evaluation,

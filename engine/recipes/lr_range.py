@@ -123,7 +123,8 @@ def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: li
     session.emit(PhaseChanged(phase="model", detail=setup.spec.name))
     tuning, accelerator = build_model(config, setup, notify)
     way = choose_step(session, setup, tuning, accelerator, windows, progress, notify)
-    learning = build_learning(tuning, config, context=setup.context, total_steps=len(rates))
+    rated = replace(config, training=setup.training)
+    learning = build_learning(tuning, rated, context=setup.context, total_steps=len(rates))
     optimizer = learning.updating.optimizer
     peak = min(group["initial_lr"] for group in optimizer.param_groups)
     for group in optimizer.param_groups:

@@ -66,7 +66,7 @@ class Setup:
     "time.monotonic() when the run began."
 
     training: TrainingSection
-    "The configuration's section, with the schedule's tokens an update."
+    "The configuration's section, with the rate and the schedule's tokens an update."
 
     @property
     def context(self) -> int:
@@ -126,6 +126,7 @@ def set_up(session: TrainingSession, *, grow: bool = True) -> Setup:
             planned_gpu_bytes=choice.gpu_peak_bytes if placement.device.type == "cuda" else None,
             planned_host_bytes=choice.host_peak_bytes,
             layout=choice.plan.layout.as_json(),
+            learning_rate=choice.learning_rate,
         )
     )
     _report_damage(session, resumed, damaged)
@@ -213,14 +214,16 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec, space: Di
     if session.resuming:
         choice = _in_layouts_of(session, choice)
     schedule = None if choice.schedule is None else choice.schedule.as_json()
-    text = json.dumps({"note": choice.note, **choice.plan.as_json(), "schedule": schedule}, indent=1)
+    plan = {"note": choice.note, **choice.plan.as_json(), "learning_rate": choice.learning_rate, "schedule": schedule}
+    text = json.dumps(plan, indent=1)
+    rated = replace(config, training=replace(config.training, learning_rate=choice.learning_rate))
     proof = read_proof(FAMILIES[spec.family].proof) if FAMILIES[spec.family].proof else None
 
     def write() -> None:
         replace_text(session.run.plan_path, text + "\n")
         if proof is not None:
             write_proof(proof, session.run.proof_path)
-        session.run.write_deepspeed(config, choice.context, session.group.size)
+        session.run.write_deepspeed(rated, choice.context, session.group.size)
 
     space.until_written(write)
     return choice
@@ -258,6 +261,8 @@ def _as_planned_before(session: TrainingSession) -> RunConfig:
             fixed |= {"stages": stages, "tokens_per_update": tokens if tokens is None else int(tokens)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return config  # no plan was made before the run ended
+    if config.training.learning_rate is None:
+        fixed |= {"learning_rate": session.run.planned_rate()}
     model = replace(config.model, precision=precision) if config.model.precision == "auto" else config.model
     return replace(config, model=model, training=replace(config.training, **fixed))
 

@@ -54,7 +54,8 @@ def deepspeed_config(config: RunConfig, context: int | None = None, ranks: int =
         "optimizer": {
             "type": "AdamW",
             "params": {
-                "lr": config.training.learning_rate,
+                # Unset until a plan has chosen it; "auto" leaves it to accelerate and transformers' Trainer.
+                "lr": "auto" if config.training.learning_rate is None else config.training.learning_rate,
                 "betas": [0.9, 0.999],
                 "eps": 1e-8,
                 "weight_decay": config.training.weight_decay,

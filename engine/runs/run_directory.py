@@ -184,6 +184,18 @@ class RunDirectory:
         except (OSError, ValueError):
             return False
 
+    def planned_rate(self) -> float | None:
+        """Returns the peak learning rate that the run was planned with; None where no plan says it.
+
+        A plan of an earlier version says it only with a schedule; its run has a rate in its configuration.
+        """
+        try:
+            plan = regular_file.read_object(self.plan_path)
+            rate = float(plan["learning_rate"] if "learning_rate" in plan else plan["schedule"]["learning_rate"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return rate if 0 < rate <= 1 else None
+
     def load_config(self) -> RunConfig:
         """Loads the run's configuration.
 

@@ -215,8 +215,9 @@ class Recovery:
     def _give_up(self, snapshot: Snapshot, why: str) -> None:
         self._keeper.go_back(snapshot)
         self._keeper.save_now()
-        report = self._session.run.report_path
-        write_recovery_report(report, self._session.run.id, self._progress, why)
+        run = self._session.run
+        report = run.report_path
+        write_recovery_report(report, run.id, self._progress, why, run.planned_rate())
         raise errors.TRAINING_UNSTABLE(rollbacks=self._progress.rollbacks, last=why, report=report.name)
 
     # --- the GPU --------------------------------------------------------------------------------------------
@@ -242,13 +243,21 @@ def _scale_rate(parts: TrainerComponents, ratio: float) -> None:
     parts.schedule.scale_rate(ratio)
 
 
-def write_recovery_report(path: Path, run: str, progress: Progress, last: str) -> None:
+def write_recovery_report(path: Path, run: str, progress: Progress, last: str, rate: float | None = None) -> None:
     """Writes the report and replaces an older one atomically.
+
+    Args:
+        path: Of the report.
+        run: Id of the run.
+        progress: What was tried.
+        last: What went wrong last.
+        rate: Peak learning rate of the run's plan; None if no plan says it.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     skipped = ", ".join(map(str, progress.skipped)) or "none"
+    than = "" if rate is None else f" than {rate:g}"
     lines = [
         f"# Run {run} gave up at step {progress.step:,} of {progress.total_steps:,}",
         "",
@@ -258,11 +267,11 @@ def write_recovery_report(path: Path, run: str, progress: Progress, last: str) -
         "",
         *(f"- {one_line(text)}" for text in progress.recoveries),
         "",
-        f"Updates passed over: {skipped}. The learning rate was lowered to {progress.rate_scale:g} of the configured.",
+        f"Updates passed over: {skipped}. The learning rate was lowered to {progress.rate_scale:g} of the planned.",
         "",
         "## What to do",
         "",
         "The last checkpoint holds the state before the loss broke out. Start a new run with a lower",
-        "`training.learning_rate`, or look at the files that these updates learn (`engine data`).",
+        f"`training.learning_rate`{than}, or look at the files that these updates learn (`engine data`).",
     ]
     replace_text(path, "\n".join(lines) + "\n")

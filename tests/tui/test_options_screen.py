@@ -47,6 +47,18 @@ async def row_of(pilot, path):
     return pilot.app.screen.query_one(selector, FieldRow)
 
 
+async def test_the_form_shows_the_rate_that_an_empty_field_stands_for():
+    app = make_app(machine=gpu_machine(), values={"model.name": "llama-3.1-8b", "model.precision": "nf4"})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        await pilot.press("f4")
+        row = await row_of(pilot, "training.learning_rate")
+        await until(pilot, lambda: row.control.placeholder == "auto (2.9e-04)")
+        alpha = await row_of(pilot, "lora.alpha")
+        alpha.set_text("64")
+        await until(pilot, lambda: row.control.placeholder == "auto (1.4e-04)")
+
+
 async def test_rows_are_mounted_as_they_come_near():
     app = make_app(machine=gpu_machine(), values=MODEL)
     async with app.run_test(size=(80, 24)) as pilot:

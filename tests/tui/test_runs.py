@@ -45,16 +45,16 @@ def summary(number, **values):
     return RunSummary(**{**defaults, **values})
 
 
-def make_run(output, name, *, steps=4, rate=2e-4, loss=2.0):
-    """Writes a completed run to disk."""
+def make_run(output, name, *, steps=4, rate=2e-4, loss=2.0, automatic=False):
+    """Writes a completed run to disk; its configuration has no rate if that is automatic."""
     mapping = {
         "data": {"repositories": ["/home/me/shop"]},
         "output": {"directory": str(output), "model_name": name},
-        "training": {"learning_rate": rate},
+        "training": {"learning_rate": None if automatic else rate},
     }
     run = RunDirectory.create(run_config.from_mapping(mapping))
     journal = JournalWriter(run.journal_path, run.id)
-    journal.append(RunStarted(model="demo", context=4096, total_steps=steps, device="cpu"))
+    journal.append(RunStarted(model="demo", context=4096, total_steps=steps, device="cpu", learning_rate=rate))
     journal.append(EvalCompleted(step=0, loss=4.0, perplexity=math.exp(4.0), tokens=10))
     journal.append(PhaseChanged(phase="training"))
     for step in range(1, steps + 1):
@@ -124,6 +124,16 @@ def test_a_comparison_names_what_differs_and_what_is_best(tmp_path):
     assert differing["output.model_name"] == ("one", "two")
     assert differing["of_the_future.width"] == ("n/a", "3")
     assert "lora.rank" not in differing or differing["lora.rank"][1] == "n/a"
+
+
+def test_a_comparison_tells_automatic_rates_apart(tmp_path):
+    runs = [
+        make_run(tmp_path / "out", name, rate=rate, automatic=automatic)
+        for name, rate, automatic in (("one", 1.8e-3, True), ("two", 1.3e-3, True), ("three", 1.3e-3, False))
+    ]
+    found = read_comparison([run.path for run in runs])
+    differing = {row.name: row.values for row in found.differing}
+    assert differing["training.learning_rate"] == ("auto (0.0018)", "auto (0.0013)", "0.0013")
 
 
 def test_a_comparison_survives_what_is_damaged(tmp_path):
