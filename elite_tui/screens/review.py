@@ -219,9 +219,10 @@ def deepspeed_text(state: AppState) -> str:
     if state.draft.problems():
         return "correct the configuration first"
     plans = state.tiers.value
-    context = plans.choice.context if plans is not None and plans.choice is not None else None
     run = config.from_mapping(state.draft.mapping(), source="form")
-    return json.dumps(deepspeed_config(run, context), indent=2)
+    if plans is None or plans.choice is None:
+        return json.dumps(deepspeed_config(run), indent=2)
+    return json.dumps(deepspeed_config(plans.choice.rated(run), plans.choice.context), indent=2)
 
 
 def annotated_yaml(text: str, problems: Mapping[str, config.Problem]) -> Content:

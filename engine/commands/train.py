@@ -317,12 +317,15 @@ def _print_choice(choice: Choice, *, as_json: bool) -> None:
 
     if as_json:
         schedule = None if choice.schedule is None else choice.schedule.as_json()
-        print_json({"note": choice.note, "plan": choice.plan.as_json(), "schedule": schedule})
+        rate, plan = choice.learning_rate, choice.plan.as_json()
+        print_json({"note": choice.note, "learning_rate": rate, "plan": plan, "schedule": schedule})
         return
     print(errors.one_line(choice.note))  # noqa: T201
     if choice.schedule is not None:
         print_schedule(choice.schedule)
-    elif choice.plan.warning:
+        return
+    print(f"Peak learning rate {choice.learning_rate:g}.")  # noqa: T201
+    if choice.plan.warning:
         print(errors.one_line(choice.plan.warning))  # noqa: T201
 
 

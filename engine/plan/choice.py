@@ -69,6 +69,10 @@ class Choice:
         """Plan of each stage; one, where windows are all alike."""
         return [self.plan] if self.schedule is None else [stage.plan for stage in self.schedule.stages]
 
+    def rated(self, config: RunConfig) -> RunConfig:
+        """Returns the configuration with the rate."""
+        return structs.replace(config, training=structs.replace(config.training, learning_rate=self.learning_rate))
+
     def training(self, asked: TrainingSection) -> TrainingSection:
         """Returns the section with the rate, and with the schedule's tokens an update."""
         training = structs.replace(asked, learning_rate=self.learning_rate)

@@ -216,14 +216,13 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec, space: Di
     schedule = None if choice.schedule is None else choice.schedule.as_json()
     plan = {"note": choice.note, **choice.plan.as_json(), "learning_rate": choice.learning_rate, "schedule": schedule}
     text = json.dumps(plan, indent=1)
-    rated = replace(config, training=replace(config.training, learning_rate=choice.learning_rate))
     proof = read_proof(FAMILIES[spec.family].proof) if FAMILIES[spec.family].proof else None
 
     def write() -> None:
         replace_text(session.run.plan_path, text + "\n")
         if proof is not None:
             write_proof(proof, session.run.proof_path)
-        session.run.write_deepspeed(rated, choice.context, session.group.size)
+        session.run.write_deepspeed(choice.rated(config), choice.context, session.group.size)
 
     space.until_written(write)
     return choice

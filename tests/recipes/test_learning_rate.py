@@ -38,8 +38,13 @@ def begin(folder, **training):
         }
     )
     session = RecordingSession(config=config, run=RunDirectory.create(config), script={2: [Stop(id="1")]})
+    assert deepspeed_rate(session.run) == training.get("learning_rate", "auto")
     train(session)
     return session
+
+
+def deepspeed_rate(run):
+    return json.loads(run.deepspeed_path.read_text())["optimizer"]["params"]["lr"]
 
 
 def resume(first):
@@ -61,7 +66,7 @@ def rewrite_plan(run, change):
 
 def test_a_run_keeps_the_rate_that_it_started_with(tmp_path):
     first = begin(tmp_path)
-    assert json.loads((first.run.path / "deepspeed.json").read_text())["optimizer"]["params"]["lr"] == DEMO_RATE
+    assert deepspeed_rate(first.run) == DEMO_RATE
     assert first.run.load_config().training.learning_rate is None
     assert first.of(RunStarted)[0].learning_rate == first.run.planned_rate() == DEMO_RATE
     assert rates(first) == pytest.approx([DEMO_RATE, DEMO_RATE])

@@ -134,6 +134,7 @@ async def test_the_files_by_key_and_button():
         await pilot.press("f4")
         await until(pilot, lambda: bool(app.screen.query_one("#deepspeed").region))
         assert '"zero_optimization"' in text_of(app, "#deepspeed-text")
+        assert '"lr": "auto"' not in text_of(app, "#deepspeed-text")  # the plan's
         app.screen.query_one("#view-checks", Button).press()
         await until(pilot, lambda: bool(app.screen.query_one("#checks").region))
 
