@@ -48,6 +48,7 @@ FACTORS = ("click", "mcp")
 "Packages of the rates, ranks and epochs."
 VARIANTS: dict[str, dict[str, Any]] = {
     "rate x0.3": {"training.learning_rate": 6e-5},
+    "rate x1": {"training.learning_rate": 2e-4},
     "rate x3": {"training.learning_rate": 6e-4},
     "rate x10": {"training.learning_rate": 2e-3},
     "rank 8": {"lora.rank": 8, "lora.alpha": 16},

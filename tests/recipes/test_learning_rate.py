@@ -11,9 +11,13 @@ from support.session import RecordingSession
 
 from engine.config import from_mapping
 from engine.evaluation.promise import Promise
+from engine.export.card import render_card
+from engine.export.source import open_source
 from engine.protocol import RunStarted, StepCompleted, Stop
 from engine.recipes.fine_tune import train
 from engine.runs.run_directory import RunDirectory
+from engine.training.recovery import write_recovery_report
+from engine.training.state import Progress
 
 SOURCE = Path(asyncio.__file__).parent
 DEMO_RATE = 1.8e-3
@@ -77,6 +81,7 @@ def test_a_run_keeps_the_rate_that_it_started_with(tmp_path):
     assert second.of(RunStarted)[0].learning_rate == 7e-4
     assert rates(second) == pytest.approx([7e-4, 7e-4])
     assert "| learning rate | 0.0007 (automatic)," in first.run.report_path.read_text()
+    assert "rate 0.0007 (automatic)," in render_card(open_source(first.run, "adapter"), "adapter", None, "", [])
     assert json.loads(first.run.plan_path.read_text())["learning_rate"] == 7e-4
     assert Promise.from_json(json.loads(first.run.plan_path.read_text())["promise"]) is not None
 
@@ -88,6 +93,11 @@ def test_a_run_of_an_earlier_version_keeps_its_configured_rate(tmp_path):
     second = resume(first)
     assert rates(first) + rates(second) == pytest.approx([2e-4] * 4)
     assert "| learning rate | 0.0002," in first.run.report_path.read_text()
+
+
+def test_a_run_that_gives_up_names_the_rate_to_go_below(tmp_path):
+    write_recovery_report(tmp_path / "report.md", "r", Progress(total_steps=4), "loss 9", 1.8e-3)
+    assert "a lower\n`training.learning_rate` than 0.0018, or" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
