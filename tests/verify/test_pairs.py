@@ -83,7 +83,7 @@ def train(config, tmp_path):
         checkpoints=CheckpointFolder(tmp_path / "checkpoints", Retention()),
         resumed=None,
         started=time.monotonic(),
-        training=config.training,
+        training=choice.training(config.training),
     )
     windows = Windows(patterned_tokens(6 * CONTEXT).ids.astype(np.uint16), CONTEXT)
     said = []
@@ -92,7 +92,7 @@ def train(config, tmp_path):
     progress = Progress(total_steps=total)
     session = RecordingSession(config=config, run=RunDirectory(tmp_path))
     way = building.choose_step(session, setup, tuning, accelerator, windows, progress, said.append)
-    learning = building.build_learning(tuning, config, context=CONTEXT, total_steps=total)
+    learning = building.build_learning(tuning, choice.rated(config), context=CONTEXT, total_steps=total)
     parts = TrainerComponents(
         tuning=tuning,
         step=way,
