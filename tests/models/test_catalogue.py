@@ -94,6 +94,7 @@ VARIANTS = [
     ("ernie4_5", {"num_key_value_heads": 2, "use_bias": True}),
     ("exaone4", {"num_key_value_heads": 2}),
     ("gemma", {"num_key_value_heads": 1, "head_dim": 16}),
+    ("gemma2", {"num_key_value_heads": 2, "head_dim": 16}),
     ("glm", {"num_key_value_heads": 2, "head_dim": 16}),
     ("glm4", {"num_key_value_heads": 2, "head_dim": 16}),
     ("granite", {"num_key_value_heads": 2, "mlp_bias": True}),

@@ -24,6 +24,7 @@ _SPECIFIC = {
     "ernie4_5": {"head_dim": 24},
     "exaone4": {"sliding_window": 20, "sliding_window_pattern": 2},
     "gemma": {"head_dim": 24},
+    "gemma2": {"head_dim": 24, "sliding_window": 20, "attn_logit_softcapping": 5.0},
     "glm": {"head_dim": 24},
     "glm4": {"head_dim": 24},
     "granite": {
@@ -65,7 +66,9 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, *
         settings["num_hidden_layers"] = len(settings["layer_types"])
     config = AutoConfig.for_model(family, **settings)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    # SDPA leaves out the caps of attention scores.
+    attention = "sdpa" if getattr(config, "attn_logit_softcapping", None) is None else "eager"
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     # Untouched initialisation leaves norms at one and biases at zero, where errors would hide.
     with torch.no_grad():
         for parameter in model.parameters():

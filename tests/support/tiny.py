@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import (
     AutoModelForCausalLM,
+    GPTJConfig,
     LlamaConfig,
     PhiConfig,
     PretrainedConfig,
@@ -49,6 +50,14 @@ def tiny_model(family: str = "qwen2", seed: int = 0, **shape: Any) -> Any:
     model = AutoModelForCausalLM.from_config(CONFIGS[family](**{**SHAPE, **shape}), attn_implementation="sdpa")
     model.config.use_cache = False
     return model.requires_grad_(False)
+
+
+def model_without_tiles() -> Any:
+    """A GPT-J with random weights, whose attention is its own code: no tile is streamed through it."""
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 512}
+    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    return AutoModelForCausalLM.from_config(GPTJConfig(**shape, **tokens, initializer_range=0.1)).eval()
 
 
 class ListWindows:
