@@ -74,7 +74,8 @@ class TileAttention:
 
     def append(self) -> None:
         """Stores the tile's keys and values, or latents, for later tiles."""
-        self.cache.append(self.start, *self.stored)
+        # Detached: a cache is filled in place, and would otherwise join the graph of a layer that keeps its own.
+        self.cache.append(self.start, *(x.detach() for x in self.stored))
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Computes the attention of the tile; shapes as in AttentionBackend.

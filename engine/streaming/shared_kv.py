@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.streaming.kv_cache import KvCache
+from engine.streaming.kv_cache import DeviceKvCache, KvCache
 
 
 class SharedKv:
@@ -47,8 +47,9 @@ class SharedKv:
     def tile(self, span: slice) -> tuple[Tensor, Tensor]:
         """Returns k, v of a tile's tokens, each (1, kv_heads, tile, width)."""
         parts = self._announced(span)
-        # A page's buffers serve the next one too.
-        found = [[x.clone() if len(parts) > 1 else x for x in self.cache.kv_cache(*part)] for part in parts]
+        # The pages that the tile then attends to, or that later layers do, take the buffers of these.
+        paged = not isinstance(self.cache, DeviceKvCache)
+        found = [[x.clone() if paged else x for x in self.cache.kv_cache(*part)] for part in parts]
         k, v = (torch.cat(each, 2) if len(each) > 1 else each[0] for each in zip(*found, strict=True))
         return k, v
 

@@ -23,6 +23,7 @@ from engine.steps.whole_step import WholeSequenceStep
 from engine.streaming import streamed_model
 from engine.streaming.step import StreamedStep
 from engine.verify.small import Unbothered
+from tests.support.side_streams import simulated
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -145,6 +146,35 @@ def test_gradients_of_an_adapter(family):
     for plan in PLANS.values():
         with StreamedStep(model, plan, device=CPU) as step:
             assert_equal((step.run(tokens(), document_starts=DOCUMENTS[1]).loss_sum, taken(model)), wanted)
+
+
+COPIED = {
+    "tiles of less than a page": StreamPlan(tile=8, key_block=32, kv_home="host"),
+    "outputs on the disk": StreamPlan(tile=16, key_block=16, kv_home="host", checkpoint_every=2, stash_home="disk"),
+    "again": StreamPlan(tile=27, key_block=32, kv_home="host", stash=False, hidden_home="disk", checkpoint_every=3),
+    "graphs of borrowers": StreamPlan(tile=128, key_block=128, kv_home="host", keep_layers=3),
+    "graphs of all": StreamPlan(tile=128, key_block=128, kv_home="host", stash=False, keep_layers=9),
+}
+
+
+@pytest.mark.parametrize("plan", COPIED.values(), ids=COPIED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_that_wait_on_the_host(family, plan, tmp_path):
+    """A page's buffers are overwritten while layers still use the keys of a tile; copies are real, as on a GPU."""
+    model = adapted(make(family))
+    wanted = reference(model, tokens(), DOCUMENTS[1])
+    with simulated("by chance"), StreamedStep(model, plan, device=CPU, spill_directory=tmp_path) as step:
+        for _ in range(2):
+            assert_equal((step.run(tokens(), document_starts=DOCUMENTS[1]).loss_sum, taken(model)), wanted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_graph_of_an_owner_is_kept():
+    """What it appends to its cache is not a part of its borrowers' graphs."""
+    model = make("gemma4_text")
+    wanted = reference(model, tokens(), (0,))
+    with StreamedStep(model, StreamPlan(tile=128, key_block=128, keep_layers=9), device=CPU) as step:
+        assert_equal((step.run(tokens()).loss_sum, taken(model)), wanted)
 
 
 def test_layers_above_the_owner_alone_are_trained():
