@@ -8,13 +8,29 @@ s = c tanh(z / c), P = e^(s - logsumexp) and D = rowsum(dO ∘ O):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.scores_at_once import SCORES_AT_ONCE
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _without_autocast(compute: Callable[P, T]) -> Callable[P, T]:
+    """Keeps products of fp32 tensors in fp32 where the model runs under autocast."""
+
+    @functools.wraps(compute)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return compute(*args, **kwargs)
+
+    return wrapped
 
 
 class SoftcappedAttention(AttentionBackend):
@@ -33,6 +49,7 @@ class SoftcappedAttention(AttentionBackend):
         """Serves all tensors."""
         return None
 
+    @_without_autocast
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         """See AttentionBackend."""
         wide = torch.promote_types(q.dtype, torch.float32)
@@ -49,6 +66,7 @@ class SoftcappedAttention(AttentionBackend):
             logsumexp[:, :, rows] = _ungrouped(sums, q.shape[1])[..., 0]
         return out, logsumexp
 
+    @_without_autocast
     def backward(
         self,
         grad_out: Tensor,

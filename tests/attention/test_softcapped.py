@@ -46,6 +46,16 @@ def test_it_is_what_its_definition_says(causal, at_once, monkeypatch):
         torch.testing.assert_close(got, want)
 
 
+def test_autocast_leaves_the_scores_in_fp32():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn((1, heads, 33, 16)).bfloat16() for heads in (4, 2, 2))
+    plain = SoftcappedAttention(CAP).forward(q, k, v, causal=True, scale=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = SoftcappedAttention(CAP).forward(q, k, v, causal=True, scale=1.0)
+    assert torch.equal(found[0], plain[0])
+    assert torch.equal(found[1], plain[1])
+
+
 @pytest.fixture(scope="module")
 def model():
     config = AutoConfig.for_model(
