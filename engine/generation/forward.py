@@ -219,7 +219,8 @@ def packed_prompts(decoder: Decoder, attention: SequenceState, ids: Tensor, star
 def kv_bytes(decoder: Decoder) -> int:
     """Bytes of the keys and values of one token in all layers."""
     shape = decoder.attention_shape
-    return 2 * len(decoder.layers) * shape.kv_heads * shape.head_dim * decoder.embedding.weight.dtype.itemsize
+    stores = decoder.kv_owners.count(None)
+    return 2 * stores * shape.kv_heads * shape.head_dim * decoder.embedding.weight.dtype.itemsize
 
 
 class TiledForward:

@@ -34,6 +34,7 @@ class PromptAttention:
         weight = decoder.embedding.weight
         self._backends = BackendByWidth.of(weight.device, weight.dtype, decoder.attention_shapes)
         self._cache, self._starts, self._tokens, self._layer = cache, tuple(starts), tokens, 0
+        self._owners = decoder.kv_owners
         lengths = torch.tensor([*starts[1:], tokens]) - torch.tensor(starts)
         self._rows = torch.tensor(rows).repeat_interleave(lengths).to(weight.device)
         firsts = torch.tensor(starts).repeat_interleave(lengths)
@@ -45,7 +46,8 @@ class PromptAttention:
 
     def compute(self, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         """See AttentionState."""
-        self._cache.scatter(self._layer, self._rows, self._positions, k, v)
+        if self._owners[self._layer] is None:  # else an earlier layer has stored them
+            self._cache.scatter(self._layer, self._rows, self._positions, k, v)
         borders = rule.borders(self._starts, self._tokens)
         pieces = causal_pieces(0, self._tokens, key_block=self._tokens, window=rule.window, document_starts=borders)
         earlier = RowStore(self._cache, self._layer, 0)  # nothing is before the tile

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,16 +36,24 @@ class RowAttention:
     Args:
         cache: Caches of all rows.
         layers: Layer number by the id of a module.
+        owners: For each layer the one whose keys and values it attends to; None for its own.
         positions: Positions of the new tokens, (batch,) int64; the batch is the first rows of the cache.
         keys: Keys that are computed under a mask, more than every position.
         flash: Whether the kernel for unequal lengths may be used.
     """
 
     def __init__(
-        self, cache: SlotCache, layers: Mapping[int, int], positions: Tensor, keys: int, *, flash: bool
+        self,
+        cache: SlotCache,
+        layers: Mapping[int, int],
+        owners: Sequence[int | None],
+        positions: Tensor,
+        keys: int,
+        *,
+        flash: bool,
     ) -> None:
         self._cache, self._layers, self._positions, self._keys = cache, layers, positions, keys
-        self._flash = flash
+        self._owners, self._flash = owners, flash
         self._lengths = (positions + 1).to(torch.int32)
         self._starts: tuple[Tensor, Tensor] | None = None
         self._masks: dict[int | None, Tensor | None] = {}
@@ -77,8 +85,10 @@ class RowAttention:
             (batch, heads, 1, head_dim).
         """
         layer = self._layers[id(module)]
-        self._cache.append(layer, self._positions, k, v)
-        keys, values = self._cache.kv(layer)
+        owner = self._owners[layer]
+        if owner is None:
+            self._cache.append(layer, self._positions, k, v)
+        keys, values = self._cache.kv(layer if owner is None else owner)
         if softcap is not None or sinks is not None or q.shape[-1] != v.shape[-1]:
             return self._by_definition(q, keys, values, scale, window, softcap, sinks)
         if self._flash:

@@ -80,7 +80,7 @@ class RowStep:
 
     def _compute(self, rows: int, keys: int) -> None:
         decoder, positions = self._decoder, self.positions[:rows]
-        attention = RowAttention(self._cache, self._layers, positions, keys, flash=self._flash)
+        attention = RowAttention(self._cache, self._layers, decoder.kv_owners, positions, keys, flash=self._flash)
         with attending_rows(decoder, attention):
             hidden = decoder.final_hidden(self.ids[:rows, None], positions[:, None])
         logits = decoder.head(hidden)[:, 0]

@@ -15,12 +15,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.data.windows import Window
 from engine.errors import EliteError
+from engine.generation.batched import open_generator
 from engine.generation.forward import TiledForward
+from engine.generation.sampling import Sampling
 from engine.models import families
 from engine.models.shared_kv import kv_owners
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.whole_step import WholeSequenceStep
-from engine.streaming import streamed_model
+from engine.streaming import lone_tile, streamed_model
 from engine.streaming.step import StreamedStep
 from engine.verify.small import Unbothered
 from tests.support.side_streams import simulated
@@ -208,6 +210,27 @@ def test_text_with_a_cache(family):
     torch.testing.assert_close(torch.stack(found).double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("prompts", [(30,), (30, 5, 50)], ids=["one prompt", "prompts of one tile"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_texts_that_are_decoded_together(family, prompts):
+    """A prompt that comes alone fills a row tile by tile; rows are then read by layers that stored nothing in them."""
+    model = make(family).float().eval()
+    found, wanted = {}, {}
+    with open_generator(model, capacity=70, rows=3) as generator:
+        for length in prompts:
+            ids = tokens(length).tolist()
+            number = generator.submit(ids, Sampling(max_tokens=5, temperature=0.0))
+            found[number], wanted[number] = [], ids
+        while generator.busy:
+            for event in generator.step():
+                found[event.sequence] += [] if event.token is None else [event.token]
+    for number, ids in wanted.items():
+        for _ in range(5):
+            ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert found[number] == ids[-5:]
+
+
 def test_owners_are_the_last_of_their_type():
     config = make("gemma4_text").config
     assert kv_owners(config) == [None, None, None, None, 2, 2, 3, 2, 3]
@@ -218,3 +241,11 @@ def test_owners_are_the_last_of_their_type():
 def test_several_ranks_are_refused_by_name():
     with pytest.raises(EliteError, match="share keys and values"):
         StreamedStep(make("gemma4_text"), PLANS["tiles"], device=CPU, sharding=object())
+
+
+def test_a_model_that_uses_neither_is_not_refused():
+    """Gemma 4 26B-A4B and 31B are of the same class as E2B, without inputs of single layers."""
+    model = make("gemma4_text", hidden_size_per_layer_input=0, num_kv_shared_layers=0)
+    with StreamedStep(model, PLANS["tiles"], device=CPU, sharding=object()) as step:
+        assert step.streamed.resumes
+        assert not lone_tile.refusal(step.streamed).startswith("layers share")
