@@ -84,6 +84,10 @@ def sharding_refusal(spec: ModelSpec) -> str | None:
     """Returns why ranks cannot share one window of a model; None where they can."""
     if spec.recurrent is not None:
         return "the states of its recurrent layers are not passed from rank to rank"
+    if spec.layer_input or any(kind.use != "own" for kind in spec.attentions):
+        return "its layers share keys and values, or have inputs of their own, which ranks do not exchange"
+    if spec.softcap is not None:
+        return "its attention scores are capped, which kernels that ranks share do not do"
     return None
 
 

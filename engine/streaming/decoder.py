@@ -121,7 +121,9 @@ class Decoder:
         self.embedding: nn.Embedding = causal.get_input_embeddings()
         self._recorders = nn.ModuleList(_Recorder(layer) for layer in self.layers)
         self.kv_owners = kv_owners(self.config)
-        self.takes_inputs = LAYER_INPUT in inspect.signature(self.layers[0].forward).parameters
+        self.takes_inputs = bool(getattr(self.config, "hidden_size_per_layer_input", None)) and (
+            LAYER_INPUT in inspect.signature(self.layers[0].forward).parameters
+        )
         "Whether each layer takes an input of its own beside the hidden states (per-layer embeddings)."
         self._streams = int(getattr(self.config, "altup_num_inputs", None) or 1)
 

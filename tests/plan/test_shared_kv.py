@@ -5,14 +5,22 @@ Held is what a streamed step on a CPU keeps in its buffers after a real step, re
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine.config import DistributedSection
+from engine.errors import EliteError
+from engine.hardware.machine import GIB
+from engine.hardware.target import target_machine
 from engine.models import families
 from engine.models.catalogue import find_model
 from engine.models.spec import as_spec
 from engine.plan.memory import streamed_ledger
+from engine.plan.planner import plan_context
+from engine.plan.request import PlanRequest
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
 from engine.streaming.step import StreamedStep
@@ -135,3 +143,18 @@ def test_gemma_4_e2b_keeps_the_keys_of_its_two_owners():
     # One owner of each type, 2 × 1 head × 256 and 2 × 1 head × 512, in bf16.
     assert parts["keys and values that later layers attend to"].bytes == 131_072 * (512 + 1024) * 2
     assert parts["inputs of single layers"].bytes == 131_072 * 35 * 256 * 2
+
+
+def of_ranks(spec, strategy="auto"):
+    request = PlanRequest.of(target_machine("h100-sxm*4", ram=512 * GIB), spec)
+    return dataclasses.replace(request, ranks=4, distributed=DistributedSection(strategy=strategy))
+
+
+def test_ranks_share_a_window_only_where_the_step_lets_them():
+    plain = find_model("qwen2.5-coder-1.5b")
+    alone = [find_model("gemma-4-e2b"), dataclasses.replace(plain, softcap=50.0)]
+    for spec in (plain, find_model("gemma-4-12b"), *alone):
+        assert plan_context(of_ranks(spec), 2**20).layout.window_ranks == (1 if spec in alone else 4)
+    for spec in alone:
+        with pytest.raises(EliteError, match="ring cannot be used here"):
+            plan_context(of_ranks(spec, "ring"), 2**20)
