@@ -13,7 +13,7 @@ from typing import Any
 from engine.errors import StreamPlanError
 from engine.plan.search import Way
 from engine.plan.step_layout import StepLayout
-from engine.plan.stream_plan import StreamPlan, base_weights
+from engine.plan.stream_plan import Home, StreamPlan, base_weights
 from engine.steps.failures import Place
 
 _LEAST_TILE = 128
@@ -134,13 +134,18 @@ def _between(plan: StreamPlan, policy: FallbackPolicy) -> Iterator[StreamPlan]:
 
 
 def _on_disk(plan: StreamPlan, layers: int) -> Iterator[StreamPlan]:
-    yield from _less_kept(plan, layers)
+    yield from _less_kept(plan, layers, homes=("disk",))
+    if plan.stash and plan.stash_home == "disk":
+        yield replace(plan, stash_home="host")  # reached where the configuration wants outputs saved
     if plan.hidden_home == "disk":
         yield replace(plan, hidden_home="host")
 
 
-def _less_kept(plan: StreamPlan, layers: int) -> Iterator[StreamPlan]:
-    if plan.stash:
+def _less_kept(
+    plan: StreamPlan, layers: int, homes: tuple[Home, ...] = ("gpu", "host", "disk")
+) -> Iterator[StreamPlan]:
+    """Yields plans that keep less in these homes."""
+    if plan.stash and plan.stash_home in homes:
         yield replace(plan, stash=False)
-    if 2 * plan.checkpoint_every <= layers and plan.checkpoint_every < 8:
+    if plan.hidden_home in homes and 2 * plan.checkpoint_every <= layers and plan.checkpoint_every < 8:
         yield replace(plan, checkpoint_every=2 * plan.checkpoint_every)

@@ -36,9 +36,11 @@ def out_of_memory(
 ) -> EliteError:
     """Returns the typed error for the home that was full, "GPU", "host" or "disk"."""
     on_gpu = place == "GPU"
-    largest = _largest_on_gpu(model, decoder, plan, context) if on_gpu else _largest_between(decoder, plan, context)
+    here = _homes_in(place, decoder.embedding.weight.device)
+    between = _largest_between(decoder, plan, context, here)
+    largest = _largest_on_gpu(model, decoder, plan, context) if on_gpu else between
     pageable = plan.kv_home == "gpu" and ring_for(decoder.widest_window, plan.tile, context) is None
-    remedy = _smaller_plan(place, plan, pageable=pageable)
+    remedy = _smaller_plan(place, plan, here, pageable=pageable)
     return errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=remedy)
 
 
@@ -57,11 +59,18 @@ def _largest_on_gpu(model: nn.Module, decoder: Decoder, plan: StreamPlan, contex
     return _largest(parts)
 
 
-def _largest_between(decoder: Decoder, plan: StreamPlan, context: int) -> str:
+def _homes_in(place: str, device: torch.device) -> tuple[str, ...]:
+    """Lists the homes whose data a full memory holds: on a CPU, "gpu" is host memory too."""
+    return ("host", "gpu") if place == "host" and device.type != "cuda" else (place.lower(),)
+
+
+def _largest_between(decoder: Decoder, plan: StreamPlan, context: int, here: tuple[str, ...]) -> str:
     shape, item, layers = decoder.attention_shape, decoder.embedding.weight.element_size(), len(decoder.layers)
     kept = -(-layers // plan.checkpoint_every) + plan.checkpoint_every
-    parts = {"hidden states": kept * context * decoder.hidden_size * item * plan.activation_bits // 16}
-    if plan.stash:
+    parts = {}
+    if plan.hidden_home in here or not any(home in here for home in plan.homes):
+        parts["hidden states"] = kept * context * decoder.hidden_size * item * plan.activation_bits // 16
+    if plan.stash and plan.stash_home in here:
         parts["the attention stash"] = layers * context * shape.heads * (shape.head_dim * item + 4)
     return _largest(parts)
 
@@ -71,21 +80,23 @@ def _largest(parts: dict[str, int]) -> str:
     return f"{name} ({parts[name] / _GIB:.2f} GiB)"
 
 
-def _smaller_plan(place: str, plan: StreamPlan, *, pageable: bool) -> str:
+def _smaller_plan(place: str, plan: StreamPlan, here: tuple[str, ...], *, pageable: bool) -> str:
     """Lists the settings of a smaller plan.
 
-    `pageable` says whether keys and values on the host would free GPU memory; rings of windows stay on the GPU.
+    `here` lists the homes in the full memory. `pageable` says whether keys and values on the host would free GPU
+    memory; rings of windows stay on the GPU.
     """
     steps = []
     if place in ("host", "disk"):
         other = "disk" if place == "host" else "host"
-        if plan.stash and plan.stash_home != other:
+        if plan.stash and plan.stash_home in here:
             steps.append(f"stash_home={other}")
-        if plan.hidden_home != other:
+        if plan.hidden_home in here:
             steps.append(f"hidden_home={other}")
-        if plan.stash:
+        if plan.stash and plan.stash_home in here:
             steps.append("stash=false")
-        steps.append(f"checkpoint_every={plan.checkpoint_every * 2}")
+        if plan.hidden_home in here:
+            steps.append(f"checkpoint_every={plan.checkpoint_every * 2}")
     else:
         if pageable:
             steps.append("kv_home=host")

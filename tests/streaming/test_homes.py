@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.errors import StreamPlanError
+from engine.errors import EliteError, StreamPlanError
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.fallback_policy import FallbackPolicy
@@ -111,3 +113,36 @@ def test_a_full_place_is_relieved_of_what_costs_least_to_move(place, before, aft
         name for name in ("hidden_home", "stash_home", "stash", "tile") if getattr(plan, name) != getattr(smaller, name)
     ]
     assert changed == list(after)
+
+
+def test_outputs_that_must_be_saved_leave_a_full_disk():
+    """Inputs of fewer layers, which wait in RAM, would not make room there."""
+    policy = FallbackPolicy(
+        context=8192, layers=4, quantised=False, on_gpu=True, streamable=True, fixed={"stash": True}
+    )
+    plan = StreamPlan(tile=1024, key_block=4096, hidden_home="host", stash_home="disk")
+    assert policy.smaller(StepLayout(stream=plan), "disk").stream == replace(plan, stash_home="host")
+
+
+@pytest.mark.parametrize(
+    ("error", "hidden", "stash", "largest", "remedy"),
+    [
+        (OSError(errno.ENOSPC, "full"), "host", "disk", "the attention stash", "stash_home=host, or stash=false"),
+        (OSError(errno.ENOSPC, "full"), "disk", "host", "hidden states", "hidden_home=host, or checkpoint_every=2"),
+        (MemoryError(), "host", "disk", "hidden states", "hidden_home=disk, or checkpoint_every=2"),
+        (MemoryError(), "disk", "gpu", "the attention stash", "stash_home=disk, or stash=false"),
+    ],
+)
+def test_a_full_place_is_named_with_what_it_holds(error, hidden, stash, largest, remedy, tmp_path):
+    plan = StreamPlan(tile=64, key_block=64, hidden_home=hidden, stash_home=stash)
+
+    def fail(_):
+        raise error
+
+    with StreamedStep(tiny_model("qwen2"), plan, device=CPU, spill_directory=tmp_path) as step:
+        with pytest.raises(EliteError) as caught:
+            step.run(TOKENS, progress=fail)
+        assert f"{largest} (" in str(caught.value)
+        assert remedy in caught.value.remedy
+        assert not list(tmp_path.iterdir())
+        assert step.run(TOKENS).predicted == 76
