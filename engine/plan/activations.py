@@ -89,6 +89,10 @@ class Widths:
         self.mlp = spec.mlp_width * element
         self.wide = 4 // element
         "Size of fp32 in units of an activation's element."
+        self.own_inputs = spec.layers * spec.layer_input * element
+        "Inputs that all layers take beside the hidden states."
+        self.own_copies = 2 + 6 * self.wide
+        "Tensors of their size in the backward pass of what computes them."
         # The streamed step splits each 16-bit factor in two (rounded value, remainder), so its projection exists twice.
         self.inner = rank * element * (1 if autocast or element == 4 else 2)
         self.logsumexp = 4 * spec.heads

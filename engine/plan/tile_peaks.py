@@ -9,6 +9,7 @@ from dataclasses import replace
 from engine.attention.scores_at_once import SCORES_AT_ONCE
 from engine.models.spec import LayerBytes, ModelSpec
 from engine.plan.activations import LOGIT_BYTES, Held, PeakCandidate, Phase, Widths
+from engine.plan.stream_plan import EMBEDDED_AT_ONCE
 from engine.plan.workload import Backend, Workload
 
 
@@ -110,6 +111,13 @@ def _tile_moments(
     moments += _keeping(w, loss, kept, keep, encoded=encoded, backend=backend) if keep else (loss,)
     if trained:
         moments = [*_with_gradients(moments, w), _tile_embedding(w)]
+    elif spec.layer_input:
+        held: Held = (("embedded tokens", 2 * w.hidden), ("inputs of all layers", w.own_inputs))
+        moments.append(
+            PeakCandidate(
+                phase="forward", at="at the embedding", token=held, fixed=_embedded_at_once(w, 1 + 2 * w.wide)
+            )
+        )
     return tuple(moments)
 
 
@@ -189,14 +197,20 @@ def _with_gradients(moments: Iterable[PeakCandidate], w: Widths) -> Iterator[Pea
 
 
 def _tile_embedding(w: Widths) -> PeakCandidate:
-    table = w.spec.vocab_size * w.spec.hidden_size
-    sums = (("its sum, fp32", 4 * table),) if w.element == 2 else ()
+    tables = [w.spec.vocab_size * width for width in (w.spec.hidden_size, w.spec.layers * w.spec.layer_input)]
+    sums = (("its sum, fp32", 4 * sum(tables)),) if w.element == 2 else ()
     return PeakCandidate(
         phase="backward",
         at="at the embedding",
-        token=(("embedded tokens", w.hidden),),
-        fixed=(("the embedding's gradient", w.element * table), *sums),
+        token=(("embedded tokens", w.hidden), ("gradients of all layers' inputs", w.own_inputs)),
+        fixed=(("the embedding's gradient", w.element * max(tables)), *sums, *_embedded_at_once(w, w.own_copies)),
     )
+
+
+def _embedded_at_once(w: Widths, copies: int) -> Held:
+    """What gives some tokens the inputs of all layers: rows of a table, projections, and a norm's copies in fp32."""
+    each = copies * w.own_inputs
+    return (("inputs of all layers for some tokens", EMBEDDED_AT_ONCE * each),) if each else ()
 
 
 def _tile_forward(w: Widths, decoded: Held) -> PeakCandidate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 
 from engine.models.spec import ModelSpec
 from engine.plan.activations import LOGIT_BYTES, Held, PeakCandidate, Widths
@@ -21,7 +22,7 @@ def window_peaks(
         four_bit: Whether each matrix is unpacked when it is used.
         pieces: Whether the loss takes more than one chunk.
     """
-    return _window_moments(
+    moments = _window_moments(
         work.spec,
         work.element,
         work.lora_rank,
@@ -34,6 +35,13 @@ def window_peaks(
         work.master_home is not None,
         work.recurrent_kernels,
     )
+    if not work.spec.layer_input:
+        return moments
+    w = Widths(work.spec, work.element, 0, fused=False, autocast=True)
+    # With a graph: what it keeps, their gradient, and that of the layer that adds to it, which has the size of all.
+    copies = 3 + 2 * w.wide if work.master_home is not None else 1
+    own: Held = (("inputs of all layers", copies * w.own_inputs),)
+    return tuple(replace(moment, token=(*moment.token, *own)) for moment in moments)
 
 
 @functools.cache
@@ -144,11 +152,12 @@ def _trained_window(w: Widths, *, recompute: bool, pieces: bool) -> Iterator[Pea
             token=((waiting[0], waits * waiting[1]), *token),
             fixed=(*head, matrix, ("layers' gradients, fp32", wide * done * spec.layer_parameters)),
         )
+    widest = spec.vocab_size * max(spec.hidden_size, spec.layers * spec.layer_input)
     yield PeakCandidate(
         phase="backward",
         at="at the embedding",
         token=(("gradients of hidden states", 2 * w.hidden),),
-        fixed=(("the embedding's gradient", element * table), ("all gradients, fp32", wide * spec.parameters)),
+        fixed=(("the embedding's gradient", element * widest), ("all gradients, fp32", wide * spec.parameters)),
     )
 
 

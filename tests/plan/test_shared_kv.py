@@ -18,13 +18,16 @@ from engine.hardware.target import target_machine
 from engine.models import families
 from engine.models.catalogue import find_model
 from engine.models.spec import as_spec
-from engine.plan.memory import streamed_ledger
+from engine.plan import tile_peaks
+from engine.plan.memory import streamed_ledger, whole_sequence_ledger
 from engine.plan.planner import plan_context
 from engine.plan.request import PlanRequest
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.workload import Workload
+from engine.streaming.decoder import Decoder
 from engine.streaming.step import StreamedStep
 from engine.verify.observed_shape import observed_shape
+from tests.plan.live_bytes import LiveBytes
 
 NEAR, ALL = "sliding_attention", "full_attention"
 SIZES = {
@@ -158,3 +161,50 @@ def test_ranks_share_a_window_only_where_the_step_lets_them():
     for spec in alone:
         with pytest.raises(EliteError, match="ring cannot be used here"):
             plan_context(of_ranks(spec, "ring"), 2**20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_gives_layers_their_inputs_is_counted(dtype, trained, monkeypatch):
+    """As many tokens as are embedded at once, whose inputs are far larger than all else; live bytes of torch."""
+    tokens = 256
+    monkeypatch.setattr(tile_peaks, "EMBEDDED_AT_ONCE", tokens)
+    monkeypatch.setitem(families.FAMILIES, "gemma4_text", families.Family())
+    layer_types = [NEAR, ALL] * 4
+    config = AutoConfig.for_model(
+        "gemma4_text",
+        **{**SIZES, "hidden_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1, "global_head_dim": 8},
+        hidden_size_per_layer_input=64,
+        layer_types=layer_types,
+        num_hidden_layers=len(layer_types),
+    )
+    spec = as_spec(observed_shape(config, adapts_mlp=True), name="", family="gemma4_text")
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(trained)
+    decoder = Decoder(model)
+    ids, positions = torch.randint(3, 61, (1, tokens)), torch.arange(tokens)[None]
+    live = LiveBytes("cpu")
+    live.ignore(*model.parameters())
+    with live, torch.set_grad_enabled(trained):
+        x, inputs = decoder.embed_for_layers(ids, positions)
+        if trained:
+            ends = [x, *inputs]
+            torch.autograd.backward(ends, [torch.ones_like(end) for end in ends])
+    work = Workload(
+        spec=spec,
+        context=tokens,
+        compute_type="fp32" if dtype == torch.float32 else "bf16",
+        lora_parameters=1,
+        on_gpu=True,
+        master_home="gpu" if trained else None,
+    )
+    moments = tile_peaks.tile_peaks(work, stash=True)
+    counted = next(moment.bytes(tokens, 0, 0) for moment in moments if moment.at == "at the embedding")
+    assert 0.8 * counted < live.peak < 1.05 * counted
+
+
+def test_the_table_of_layers_inputs_has_a_gradient_too():
+    spec = find_model("gemma-4-e2b")
+    table = spec.vocab_size * spec.layers * spec.layer_input
+    work = Workload(spec=spec, context=4096, compute_type="bf16", lora_parameters=0, master_home="host")
+    for ledger in (streamed_ledger(work, StreamPlan(tile=1024)), whole_sequence_ledger(work, "resident")):
+        assert ledger.peak("gpu") > spec.parameters * 2 + table * (2 + 4)
