@@ -98,9 +98,8 @@ class OptionForm(VerticalScroll):
 
     def _continue(self) -> None:
         """Focuses the awaited field, or mounts the next rows if more are wanted."""
-        paths = [spec.path for spec in self._specs[: self._mounted]]
-        if self._awaited in paths:
-            row = next(row for row in self.query(FieldRow) if row.spec.path == self._awaited)
+        row = next((row for row in self.query(FieldRow) if row.spec.path == self._awaited), None)
+        if row is not None and row.is_mounted:  # its control, too
             self._awaited = ""
             row.control.focus()
         if self._mounting or self._mounted >= len(self._specs):

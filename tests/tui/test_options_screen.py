@@ -76,6 +76,21 @@ async def test_rows_are_mounted_as_they_come_near():
         assert form in app.focused.ancestors
 
 
+async def test_a_field_is_reached_while_its_row_is_being_mounted():
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        await pilot.press("f4")
+        await settled(pilot)
+        form = app.screen.query_one(OptionForm)
+        before = len(form.query(FieldRow))
+        form.mount_all(form._next_rows())
+        row = form.query(FieldRow)[before]
+        assert not row.query("Input, Select"), "the row is there, and its control is not yet"
+        form.focus_field(row.spec.path)
+        await until(pilot, lambda: app.focused is not None and row in app.focused.ancestors)
+
+
 async def test_digits_after_the_form_was_asked_for_apply_no_preset():
     app = make_app(machine=gpu_machine(), values=MODEL)
     async with app.run_test(size=SIZE) as pilot:
