@@ -91,11 +91,11 @@ class ModelsScreen(Watching, ModalScreen[str]):
     def _show(self) -> None:
         plans, fetched = self._state.shown_plans, self._state.models
         about, table = self.query_one("#about", Static), self.query_one(DataTable)
-        if fetched.error is not None:
+        if fetched.error is not None and not fetched.loading:  # of this request, and not of the former one
             about.update(Content.assemble(("✗ ", "$text-error"), str(fetched.error)))
             table.clear()
             return
-        if plans is None:
+        if plans is None or (fetched.value is None and not fetched.loading):
             about.update(
                 Content.styled("the tiers are not planned yet: close this and correct what is wrong", "$muted")
             )

@@ -192,6 +192,42 @@ async def test_the_list_of_models_stands_at_once_and_takes_keys_while_they_are_p
             going_on.set()
 
 
+async def test_the_list_of_models_is_whole_after_a_request_that_failed():
+    class FailsOnce(FixedEngine):
+        asked = 0
+
+        def outlooks(self, mapping, machine, tokens, progress):
+            self.asked += 1
+            if self.asked == 1:
+                raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="nothing to plan for", remedy="another")
+            for spec in self.models().values():
+                progress(ModelOutlook(spec=spec, recommended=None, highest=None))
+            return []
+
+    app = make_app(engine=FailsOnce(gpu_machine()), values=SMALL)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        await pilot.press("f4")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and "✗" in text_of(app, "#about"))
+        await pilot.press("escape", "f4")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and not app.state.models.loading)
+        await settled(pilot)
+        table = app.screen.query_one(DataTable)
+        assert table.row_count == len(catalogue())
+        assert "✗" not in text_of(app, "#about")
+
+
+async def test_the_list_of_models_says_what_keeps_it_from_being_planned():
+    app = make_app(engine=FixedEngine(gpu_machine()), values=SMALL)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        app.drafting.edit("checkpoint.keep", "-3")
+        await settled(pilot)
+        await pilot.press("f4")
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
+        assert "correct what is wrong" in text_of(app, "#about")
+
+
 async def test_a_tier_that_does_not_fit_says_what_would():
     app = make_app(machine=gpu_machine(), values=LARGE)
     async with app.run_test(size=SIZE) as pilot:
