@@ -169,7 +169,7 @@ class RunHistory:
         self.steps.append(
             step=event.step,
             tokens=self.tokens + event.tokens,
-            time=self._elapsed(time),
+            time=self.elapsed(time),
             loss=event.loss,
             lr=event.lr,
             grad_norm=event.grad_norm,
@@ -184,9 +184,10 @@ class RunHistory:
         """Appends an evaluation."""
         if event.step < (self.held_out.last("step") or 0.0):
             self.held_out.keep_until(event.step)
-        elapsed = self._elapsed(time) if event.step else 0.0
+        elapsed = self.elapsed(time) if event.step else 0.0
         self.held_out.append(step=event.step, tokens=self.tokens, time=elapsed, loss=event.loss)
 
-    def _elapsed(self, time: float) -> float:
+    def elapsed(self, time: float) -> float:
+        """Returns the seconds of training processes until an envelope's time."""
         # A clock that was set back must not send a curve back.
         return max(time - self._clock, self.steps.last("time") or 0.0)

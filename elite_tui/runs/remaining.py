@@ -50,7 +50,11 @@ def remaining(view: RunView, planned: PlannedRun | None, now: float | None) -> E
         basis = "predicted by the plan"
     if left is None:
         return None
-    whole = total * each + sum(phases.values()) if each is not None else 0.0
+    if view.step is not None:
+        # Steps of several stages differ: the latest ones say nothing about the time of all.
+        whole = left + view.history.elapsed(now or view.updated_at or 0.0)
+    else:
+        whole = total * each + sum(phases.values()) if each is not None else 0.0
     return Estimate(left, basis, min(1.0, max(0.0, 1 - left / whole)) if whole > 0 else None)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from elite_tui.runs.files import PlannedRun
@@ -112,6 +114,20 @@ def test_after_the_last_step_the_rest_is_what_the_evaluation_takes():
     assert "ETA 18s" in whole
     assert "100%" not in whole
     assert "12s of about 30s" in phase
+
+
+def test_short_steps_before_long_ones_are_as_much_of_the_run_as_the_time_that_they_took():
+    view = at(100.0, STARTED, PhaseChanged(phase="training"))
+    common = {"total_steps": 10, "epoch": 0.5, "loss": 1.0, "lr": 1.0, "grad_norm": None, "tokens": 1}
+    for step in range(1, 9):  # of 5 s each, and two of 60 s to come
+        left = 5.0 * (8 - step) + 120.0
+        done = StepCompleted(step=step, tokens_per_second=1.0, seconds=5.0, eta_seconds=left, **common)
+        at(100.0 + 5 * step, done, view=view)
+        assert remaining(view, PROMISED, 100.0 + 5 * step).share == pytest.approx(5 * step / 160)
+    # Hours between two attempts are no part of it.
+    at(9000.0, replace(STARTED, first_step=8), view=view)
+    at(9010.0, PhaseChanged(phase="training"), view=view)
+    assert remaining(view, PROMISED, 9010.0).share == pytest.approx(50 / 170)
 
 
 def test_a_run_without_a_promise_still_has_its_steps():
