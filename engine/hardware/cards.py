@@ -76,8 +76,16 @@ def find_card(name: str) -> Card:
     sized = [k for k in known if k.startswith(f"{key}-") and k.endswith("gb")]
     if len(sized) == 1:
         return known[sized[0]]
-    near = sized or difflib.get_close_matches(key, known, n=3, cutoff=0.0)
+    near = sized or _nearest(key, list(known))
     raise errors.HARDWARE_UNKNOWN(name=name or "''", suggestion=f"did you mean {' or '.join(near)}?")
+
+
+def _nearest(key: str, known: list[str]) -> list[str]:
+    """Returns the three names that begin with a key, or are most like it with or without their memory."""
+    named = {re.sub(r"-\d+gb$", "", name): name for name in reversed(known)} | {name: name for name in known}
+    begin = [name for name in known if key and name.startswith(key)]
+    alike = [named[name] for name in difflib.get_close_matches(key, named, n=6, cutoff=0.0)]
+    return list(dict.fromkeys([*begin, *alike]))[:3]
 
 
 def match_card(name: str, memory_total: int | None) -> Card | None:

@@ -43,6 +43,10 @@ def test_names_that_people_type(typed, key):
     [
         ("rtx-2060-supr", "rtx-2060-super"),
         ("rtx-4060-ti", "16gb"),
+        ("rtx-306", "did you mean rtx-3060-12gb or rtx-3060-ti or rtx-3060-laptop?"),
+        ("rtx-306O", "did you mean rtx-3060-12gb or "),
+        ("RTX3080", "did you mean rtx-3080-10gb or "),
+        ("h100", "did you mean h100-pcie or h100-sxm or "),
         ("banana", "did you mean "),
         ("", "''"),
         ("a\x1b[0m", "\\x1b"),
