@@ -262,10 +262,10 @@ class TiersScreen(WizardScreen):
         self.query_one(TierTable).focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Allows clearing only with a what-if machine, and probing only on this machine."""
+        """Allows clearing only with a what-if machine, and probing only on this machine; stopping a probe always."""
         supposed = WhatIf.of(self.state.draft).active
         if action == "probe":
-            return not supposed and self.state.simulated is None
+            return self.state.probe.loading or (not supposed and self.state.simulated is None)
         return supposed if action == "clear_what_if" else True
 
     def action_probe(self) -> None:

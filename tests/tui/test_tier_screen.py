@@ -285,7 +285,8 @@ async def test_a_probe_stands_beside_the_prediction():
         assert len(asked) == 1
 
 
-async def test_a_probe_shows_that_it_runs_and_that_it_was_stopped():
+@pytest.mark.parametrize("supposed", ["", "rtx-4090"])
+async def test_a_probe_shows_that_it_runs_and_that_it_was_stopped(supposed):
     class Endless(Probe):
         ended = threading.Event()
 
@@ -305,6 +306,9 @@ async def test_a_probe_shows_that_it_runs_and_that_it_was_stopped():
         await pilot.press("p")
         await until(pilot, lambda: "probing" in text_of(app, "#choice"))
         await until(pilot, lambda: "window 1 of 2" in text_of(app, "#choice"))
+        if supposed:
+            app.drafting.type_what_if("card", supposed)
+            await until(pilot, lambda: "what if" in text_of(app, "#choice"))
         await pilot.press("p")
         await until(pilot, lambda: "probing" not in text_of(app, "#choice"))
         assert any("stopped" in note.message for note in app._notifications)
