@@ -253,7 +253,7 @@ def _gpu(config: RunConfig, machine: Machine) -> Iterator[Check]:
         yield Check(
             name="other users of the GPU",
             status="warning",
-            text=f"{gpu.processes} other processes hold memory on it",
+            text=f"{gpu.processes} other {'process holds' if gpu.processes == 1 else 'processes hold'} memory on it",
             remedy="end them (nvidia-smi lists them): the plan counts on what is free now",
         )
     else:

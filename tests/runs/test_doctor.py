@@ -107,13 +107,16 @@ def test_without_a_plan_no_gpu_memory_is_asked_for(monkeypatch):
     assert (row.status, taken) == ("passed", [1 << 30, 1 << 30, 1 << 30, "emptied"])
 
 
-def test_a_card_that_others_use_is_a_warning(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("processes", "words"), [(1, "1 other process holds memory"), (2, "2 other processes hold memory")]
+)
+def test_a_card_that_others_use_is_a_warning(processes, words, tmp_path, monkeypatch):
     machine = take_inventory(tmp_path)
-    gpu = Gpu(index=0, name="Card", memory_total=24 << 30, memory_free=20 << 30, processes=2)
+    gpu = Gpu(index=0, name="Card", memory_total=24 << 30, memory_free=20 << 30, processes=processes)
     monkeypatch.setattr(doctor, "take_inventory", lambda path: dataclasses.replace(machine, gpus=(gpu,)))
     rows = by_name(examine(configure(tmp_path), probe=False))
     assert rows["GPU"].status == "passed"
-    assert "2 other processes" in rows["other users of the GPU"].text
+    assert words in rows["other users of the GPU"].text
 
 
 def test_a_library_of_another_version_is_named():
