@@ -104,7 +104,7 @@ class AppScreen(Watching, Screen[None]):
 
         All but a row's own for the field that is focused in it, which was mounted after the row.
         """
-        event.refresh_styles = self._entered
+        event.refresh_styles = event.refresh_styles and self._entered  # Textual spares those below a dialog
         self._entered = True
         for node in self.focused.ancestors if self.focused is not None else ():
             if isinstance(node, FieldRow):

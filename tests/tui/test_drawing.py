@@ -11,12 +11,13 @@ from textual.widgets import Static
 
 from elite_tui.app import EliteApp
 from elite_tui.screens.app_screen import EVERYTHING
+from elite_tui.screens.help import HelpScreen
 from elite_tui.screens.options import OptionsScreen
 from elite_tui.screens.review import ReviewScreen
 from elite_tui.screens.tiers import TiersScreen
 from elite_tui.widgets.key_bar import KeyBar
 from elite_tui.widgets.text_block import TextBlock
-from tests.tui.support import make_app, settled, text_of
+from tests.tui.support import make_app, settled, text_of, until
 
 
 @pytest.mark.parametrize("screen", [TiersScreen, OptionsScreen, ReviewScreen], ids=lambda screen: screen.ROOM)
@@ -38,6 +39,26 @@ async def test_a_screen_is_drawn_whole_once_and_for_its_size(screen, monkeypatch
         assert {"-narrow", "-short", "-tiny", "-low"} <= drawn[0][1], "the classes come before the first layout"
         # Once with the screen, and once more where an answer has allowed a key.
         assert 1 <= composed.count(app.screen) <= 2
+
+
+async def test_a_dialog_that_closes_leaves_the_styles_below_it(monkeypatch):
+    styled = []
+    update = OptionsScreen.update_node_styles
+    monkeypatch.setattr(
+        OptionsScreen, "update_node_styles", lambda self, *a, **k: (styled.append(self), update(self, *a, **k))[1]
+    )
+    app = make_app(values={"model.name": "qwen2.5-coder-1.5b"})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        app.go("options")
+        await settled(pilot)
+        styled.clear()
+        await pilot.press("f1")
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen) and app.screen.is_mounted)
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, OptionsScreen))
+        await settled(pilot)
+        assert styled == []
 
 
 async def test_a_key_bar_follows_what_is_allowed():
