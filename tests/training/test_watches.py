@@ -128,7 +128,7 @@ def test_memory_that_runs_short_within_a_step_makes_the_step_smaller(tmp_path):
     parts, progress = build(session, step_type=step_type)
     assert fit(session, parts, progress) == "completed"
     (taken,) = session.of(RecoveryTaken)
-    assert "hidden_home host → disk" in taken.what
+    assert "stash_home host → disk" in taken.what
     assert "RAM" in taken.why
 
 
