@@ -245,6 +245,15 @@ def test_secrets_beside_what_stays(language: str, text: str, secret: str) -> Non
     assert masked(text, language) == text.replace(secret, PLACEHOLDER)
 
 
+@pytest.mark.parametrize("size", [16, 30, 32, 48])
+def test_base64_in_which_letters_happen_to_look_like_words(size: int) -> None:
+    rng = random.Random(size)
+    for _ in range(500):
+        value = base64.b64encode(rng.randbytes(size)).decode()
+        if "/" in value.strip("/"):
+            assert masked(f'api_key = "{value}"\n', "Python") == f'api_key = "{PLACEHOLDER}"\n', value
+
+
 def test_an_allowed_value_stays_and_others_do_not() -> None:
     text = 'password = "k9Xq2LmZ7w"\ntoken = "Zt8vQ1mN4cRw7yBd"\n'
     secrets = find_secrets(text, "Python", {fingerprint("k9Xq2LmZ7w")})

@@ -48,11 +48,18 @@ _SEPARATORS = re.compile(r"[/:|,;&=(){}<>\[\]]+")
 _BARS = re.compile(r"[|:&;=(){}<>\[\]]{1,3}")
 _ALL_SEPARATORS = re.compile(r"[/:|,;&=(){}<>\[\]_.-]+")
 _WORDS = re.compile(r"[A-Za-z](?:[A-Za-z_.-]{0,80}[A-Za-z])?\d{0,3}$")
+_CASED = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[A-Z]")
 _LONG_LETTERS = re.compile(r"[A-Za-z]{4,}")
 _SHORT_NAME = re.compile(r"[A-Za-z]{1,20}\d{0,3}$")
 _FILE_IN = re.compile(
     r"/[^/]{0,100}\.(?:png|jpe?g|gif|svg|webp|ico|pdf|html?|js|json|css|txt|md|xml|ya?ml|zip|gz|woff2?)(?:[/?#]|$)"
 )
+_ENCODED = re.compile(
+    r"(?=[^a-z]{0,40}[a-z])(?=[^A-Z]{0,40}[A-Z])(?:[A-Za-z0-9+/]{20,200}={1,2}|(?=\D{0,40}\d)[A-Za-z0-9+/]{20,200})$"
+)
+"What may be data in base64, whose letters between slashes happen to look like words."
+_LEAST_PIECE = 4.0
+"Letters of a word in names that are written as one; in data the case changes more often."
 _MOST_WORDS = 0.25
 "Share of a value that words between marks may make up."
 _DEFINITION = re.compile(
@@ -146,6 +153,11 @@ def is_expression(value: str) -> bool:
     return _EXPRESSION.search(value) is not None
 
 
+def _mean_piece(name: str) -> float:
+    pieces = _CASED.findall(name)
+    return sum(map(len, pieces)) / len(pieces) if pieces else 0.0
+
+
 def has_word_parts(value: str, is_wordlike: Callable[[str], bool], *, alone: bool) -> bool:
     """Tells whether words stand between a value's slashes, colons and brackets, as in paths, names and tags.
 
@@ -157,10 +169,15 @@ def has_word_parts(value: str, is_wordlike: Callable[[str], bool], *, alone: boo
     parts = [part for part in (_ALL_SEPARATORS if alone else _SEPARATORS).split(value) if part]
     if len(parts) < 2:
         return False
+    encoded = _ENCODED.match(value) is not None
     words = sum(
-        len(part) for part in parts if _WORDS.match(part) and any(map(is_wordlike, _LONG_LETTERS.findall(part)))
+        len(part)
+        for part in parts
+        if _WORDS.match(part)
+        and any(map(is_wordlike, _LONG_LETTERS.findall(part)))
+        and not (encoded and _mean_piece(part) < _LEAST_PIECE)
     )
-    plain = len(parts) > 2 and all(map(_SHORT_NAME.match, parts))
+    plain = len(parts) > 2 and not (encoded and value[-1] == "=") and all(map(_SHORT_NAME.match, parts))
     named = _UUID.search(value) is not None or _FILE_IN.search(value) is not None or (alone and value[0] == "/")
     return plain or named or words > _MOST_WORDS * len(value)
 
