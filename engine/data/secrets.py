@@ -131,7 +131,9 @@ def _numbered(text: str, kinds: Mapping[str, str]) -> set[str]:
     found: set[str] = set()
     for values in shapes.values():
         parts = _NUMBER.split(values[0])
-        if len(parts) > 1 and len(parts[0]) > 2:
+        # Passwords that one chooses over the years differ in one number.
+        least = 2 if any(kinds[value] == "password" for value in values) else 1
+        if len(parts) > least and len(parts[0]) > 2:
             series = re.compile(r"\d{1,12}".join(map(re.escape, parts)))
             if len(set(series.findall(text))) >= _LEAST_NUMBERED:
                 found.update(values)

@@ -245,6 +245,12 @@ def test_secrets_beside_what_stays(language: str, text: str, secret: str) -> Non
     assert masked(text, language) == text.replace(secret, PLACEHOLDER)
 
 
+def test_passwords_that_differ_in_their_year_are_no_series() -> None:
+    passwords = [f"Walrus#{year}x" for year in range(2017, 2024)]
+    text = "".join(f'password_{index} = "{value}"\n' for index, value in enumerate(passwords))
+    assert not any(value in masked(text, "Python") for value in passwords)
+
+
 @pytest.mark.parametrize("size", [16, 30, 32, 48])
 def test_base64_in_which_letters_happen_to_look_like_words(size: int) -> None:
     rng = random.Random(size)
