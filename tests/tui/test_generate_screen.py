@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 
 import pytest
 from textual.widgets import Input, TextArea
@@ -64,6 +65,17 @@ async def test_both_are_asked_and_a_model_alone_says_so():
         await pilot.press("g")
         await until(pilot, lambda: screen_of(app) == "generate")
         assert app.screen.query_one("#prompt", TextArea).text == "def f(?"
+
+
+@pytest.mark.parametrize("size", [(60, 20), (80, 24), (120, 36)], ids=lambda size: f"{size[0]}x{size[1]}")
+async def test_every_setting_stands_apart_from_its_name(size):
+    app = make_app("monitor", engine=WithModel())
+    async with app.run_test(size=size) as pilot:
+        await entered(pilot)
+        await settled(pilot)
+        parts = [part.region for part in app.screen.query("#settings > .small, #settings > Input")]
+        assert len(parts) == 8
+        assert all(part.x + part.width < after.x for part, after in pairwise(parts))
 
 
 async def test_an_answer_can_be_stopped():
