@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 LABELS = {
     "data.secrets": "secrets",
-    "data.near_duplicates": "twins",
-    "data.documents": "one piece",
+    "data.near_duplicates": "duplicates",
+    "data.documents": "documents",
     "data.packing": "packing",
     "data.order": "order",
 }

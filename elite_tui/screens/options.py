@@ -21,6 +21,7 @@ from elite_tui.widgets.text_block import TextBlock
 from elite_tui.wizard.draft import PROJECT_FIELDS
 from elite_tui.wizard.presets import PRESETS
 from engine.errors import EliteError
+from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -116,7 +117,7 @@ class OptionsScreen(WizardScreen):
         if problems:
             path, problem = next(iter(problems.items()))
             return Content.assemble(
-                (f"✗ {len(problems)} to correct", "$text-error bold"),
+                (f"✗ {counted(len(problems), 'problem')} to fix", "$text-error bold"),
                 f"   {path}: {printable(problem.problem)}",
                 ("; f8 goes there", "$muted"),
             )

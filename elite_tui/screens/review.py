@@ -141,7 +141,7 @@ class ReviewScreen(WizardScreen):
             return Content.assemble(("✗ ", "$text-error"), error.message, (f"; {error.remedy}", "$muted"))
         if problems:
             return Content.assemble(
-                (f"✗ {problems} to correct before the start", "$text-error bold"),
+                (f"✗ {counted(problems, 'problem')} to fix", "$text-error bold"),
                 ("   f8 goes to the field", "$muted"),
             )
         if failed := state.checks.failed:

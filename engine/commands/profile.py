@@ -117,7 +117,7 @@ def _lines(machine: Machine) -> list[tuple[str, str]]:
         )
         lines.append(("", f"driver {gpu.driver or 'n/a'}, CUDA up to {gpu.cuda or 'n/a'}"))
     if not machine.gpus:
-        lines.append(("GPU", "none found: training runs on the processor"))
+        lines.append(("GPU", "none found: training runs on the CPU"))
     lines.append(("processor", f"{machine.cpu_name or 'n/a'}, {machine.cpu_cores} cores to use"))
     limit = f" ({machine.ram_limited_by} sets the limit)" if machine.ram_limited_by else ""
     lines.append(("RAM", f"{_bytes(machine.ram_available)} free of {_bytes(machine.ram_total)}{limit}"))

@@ -240,7 +240,7 @@ def _context(config: RunConfig, spec: ModelSpec | None, choice: Choice | None) -
 
 def _gpu(config: RunConfig, machine: Machine) -> Iterator[Check]:
     if config.model.device == "cpu" or not machine.gpus:
-        why = "model.device is cpu" if machine.gpus else "none found: training runs on the processor"
+        why = "model.device is cpu" if machine.gpus else "none found: training runs on the CPU"
         yield _skip("GPU", why)
         yield _skip("other users of the GPU", why)
         return

@@ -102,7 +102,7 @@ def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
     import torch
 
     if config.model.device == "cpu" or not torch.cuda.is_available():
-        yield Check(name="GPU memory", status="skipped", text="training runs on the processor")
+        yield Check(name="GPU memory", status="skipped", text="training runs on the CPU")
         return
     if wanted is None:
         yield Check(name="GPU memory", status="skipped", text="there is no plan that says how much is needed")

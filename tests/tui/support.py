@@ -63,7 +63,7 @@ CHECKS = [
         text="524,288 tokens, of which the model was trained with 32,768",
         remedy="compare held-out perplexity before and after, or set a lower training.tier",
     ),
-    Check(name="GPU", status="skipped", text="none found: training runs on the processor"),
+    Check(name="GPU", status="skipped", text="none found: training runs on the CPU"),
     Check(name="libraries", status="passed", text="torch 2.13.0, transformers 5.23.0, peft 0.21.0"),
     Check(name="trial step", status="passed", text="one step of 64 tokens: loss 11.93, gradient norm 2.1"),
 ]

@@ -128,7 +128,7 @@ def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_pa
     terminal = Terminal("--repo", str(repository))
     try:
         terminal.wait_for(lambda: "12 files" in terminal.text, 60)
-        for screen_name in ("Machine", "an epoch", "Presets", "held-out", "ready to start"):
+        for screen_name in ("Machine", "an epoch", "Fastest", "held-out", "ready to start"):
             terminal.press(b"\x0e")
             terminal.wait_for(lambda screen_name=screen_name: screen_name in terminal.text, 60)
         terminal.press(b"\x13")

@@ -217,7 +217,7 @@ async def test_a_field_with_a_problem_opens_the_form():
         app.go("options")
         await until(pilot, lambda: app.focused is not None and screen_of(app) == "options")
         await until(pilot, lambda: bool(app.screen.query("FieldRow.-wrong")))
-        assert "✗ 1 to correct" in text_of(app, "#verdict")
+        assert "✗ 1 problem to fix" in text_of(app, "#verdict")
 
 
 # --- presets and formats, without the app ------------------------------------------------------------------

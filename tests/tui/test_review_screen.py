@@ -66,7 +66,7 @@ async def test_a_run_never_starts_on_a_simulated_card():
         await pilot.press("ctrl+s")
         app.run_desk.launch()
         assert engine.launched == []
-        for name in ("project", "tiers", "runs"):
+        for name in ("project", "hardware", "tiers", "options", "data", "review", "runs"):
             app.go(name)
             await until(pilot, lambda name=name: screen_of(app) == name and app.screen.is_mounted)
             assert text_of(app, "#simulated") == "SIMULATED"

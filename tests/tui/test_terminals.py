@@ -104,7 +104,7 @@ def test_typing_through_the_wizard_to_a_trained_model(open_wizard, tmp_path):
     terminal.press("C-n")
     terminal.wait_for("one window holds")
     terminal.press("C-n")
-    terminal.wait_for("Presets")
+    terminal.wait_for("Fastest")
     terminal.press("F4")
     terminal.wait_for("Passes over the training files")
     time.sleep(1.0)  # the first field gets the cursor once the form is drawn

@@ -175,13 +175,13 @@ async def test_options_validate_beside_each_field():
         assert "✓ all fields are valid" in text_of(app, "#verdict")
         await type_into(pilot, "training.learning_rate", "7")
         await type_into(pilot, "lora.rank", "many")
-        await until(pilot, lambda: "✗ 2 to correct" in text_of(app, "#verdict"))
+        await until(pilot, lambda: "✗ 2 problems to fix" in text_of(app, "#verdict"))
         assert "7 is not a number above 0 and at most 1" in text_of(app, "#field-training-learning_rate .note")
         await pilot.press("f8")
         assert app.focused.parent.parent.id == "field-training-learning_rate"
         await pilot.press("f6")
         await until(pilot, lambda: app.state.draft.get("training.learning_rate") is None)
-        await until(pilot, lambda: "✗ 1 to correct" in text_of(app, "#verdict"))
+        await until(pilot, lambda: "✗ 1 problem to fix" in text_of(app, "#verdict"))
         await pilot.press("f8", "f6")
         await until(pilot, lambda: "✓" in text_of(app, "#verdict"))
 
@@ -255,7 +255,7 @@ async def test_preflight_and_launch_errors_are_said():
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
         await enter(pilot, "review")
-        await until(pilot, lambda: "✗ 1 to correct" in text_of(app, "#verdict"))
+        await until(pilot, lambda: "✗ 1 problem to fix" in text_of(app, "#verdict"))
         assert "output /root/x cannot be written: Permission denied" in text_of(app, "#text")
         del engine.check
         engine.launch = lambda config: (_ for _ in ()).throw(RuntimeError("[/bold] a defect"))
