@@ -23,4 +23,9 @@ class TextBlock(Static):
             return
         if isinstance(content, str) and isinstance(before, str) and content == before:
             return
+        due = self._layout_required
         super().update(content, layout=layout)
+        if layout and due:
+            # Textual counts one change until this widget is idle. The screen may have been laid out in between, and
+            # the row that holds this text would keep the height of its former one.
+            self._layout_updates += 1

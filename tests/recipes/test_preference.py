@@ -160,7 +160,8 @@ def test_several_processes_and_a_model_with_dropout_are_refused(settings):
     refuse_dropout(Qwen2ForCausalLM(config))
 
 
-def test_a_stop_while_the_reference_is_scored_keeps_what_was_scored(settings):
+def test_a_stop_while_the_reference_is_scored_keeps_what_was_scored(settings, monkeypatch):
+    monkeypatch.setattr("engine.recipes.fine_tune.PROGRESS_SECONDS", 0.0)  # every pair is told
     config = from_mapping(settings)
     session = RecordingSession(config=config, run=RunDirectory.create(config))
     told = []

@@ -15,9 +15,10 @@ from elite_tui.screens.help import HelpScreen
 from elite_tui.screens.options import OptionsScreen
 from elite_tui.screens.review import ReviewScreen
 from elite_tui.screens.tiers import TiersScreen
+from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.key_bar import KeyBar
 from elite_tui.widgets.text_block import TextBlock
-from tests.tui.support import make_app, settled, text_of, until
+from tests.tui.support import gpu_machine, make_app, settled, still, text_of, until
 
 
 @pytest.mark.parametrize("screen", [TiersScreen, OptionsScreen, ReviewScreen], ids=lambda screen: screen.ROOM)
@@ -106,3 +107,14 @@ async def test_the_heap_is_examined_less_often_while_the_app_runs():
         assert gc.get_threshold()[0] >= 10_000
         assert gc.get_freeze_count() > 10_000
         assert text_of(app, "#pitch")
+
+
+async def test_rows_are_as_high_as_their_last_text():
+    """The model's note, of two lines, comes in place of the field's, of four, before the first layout has ended."""
+    app = make_app(machine=gpu_machine(), values={"model.name": "qwen2.5-coder-1.5b"})
+    async with app.run_test(size=(100, 32)) as pilot:
+        await settled(pilot)
+        await still(pilot)
+        for row in app.screen.query(FieldRow):
+            note = row.query_one(".note")
+            assert note.size.height == note.get_content_height(note.size, note.size, note.size.width), row.spec.path
