@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from textual import on
 from textual.containers import Horizontal, Vertical
@@ -17,7 +17,7 @@ from elite_tui.widgets.key_bar import KeyBar
 from elite_tui.widgets.trail import Trail, TrailStep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from textual.app import ComposeResult
     from textual.geometry import Size
@@ -123,9 +123,18 @@ class AppScreen(Watching, Screen[None]):
             marks |= {name: at == reached for at, name in steps or []}
         self.update_classes(marks, animate=False)
 
+    @property
+    def is_left(self) -> bool:
+        """Whether the app has gone to another screen, and this one loses its widgets."""
+        return self not in self.app.screen_stack
+
+    def call_after_refresh(self, callback: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """Calls back after the next refresh, unless the screen has been left by then."""
+        return super().call_after_refresh(lambda: None if self.is_left else callback(*args, **kwargs))
+
     @on(Changed)
     def _changed(self, message: Changed) -> None:
-        if self.is_mounted:
+        if self.is_mounted and not self.is_left:
             self.show({message.part})
             self.query_one(Trail).show(has_run=self.state.run is not None)
 

@@ -80,7 +80,8 @@ class OptionsScreen(WizardScreen):
         fields = self.query_one("#fields")
         await fields.remove_children()
         await fields.mount(OptionForm(self.state.draft, self.state.problems(), PROJECT_FIELDS, id="form"))
-        self.show(EVERYTHING)
+        if not self.is_left:
+            self.show(EVERYTHING)
 
     def show(self, changed: Parts) -> None:
         """Draws the verdict and the current view."""

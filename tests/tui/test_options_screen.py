@@ -91,6 +91,21 @@ async def test_a_field_is_reached_while_its_row_is_being_mounted():
         await until(pilot, lambda: app.focused is not None and row in app.focused.ancestors)
 
 
+async def test_a_screen_may_be_left_before_it_has_mounted_its_form():
+    app = make_app(machine=gpu_machine(), values={**MODEL, "lora.rank": "x"})
+    async with app.run_test(size=(60, 20)) as pilot:
+        await settled(pilot)
+        for _ in range(3):
+            app.go("options")
+            app.go("data")
+            await pilot.pause()
+            app.go("options")
+            await pilot.pause()
+            app.go("review")
+        await settled(pilot)
+        assert screen_of(app) == "review"
+
+
 async def test_digits_after_the_form_was_asked_for_apply_no_preset():
     app = make_app(machine=gpu_machine(), values=MODEL)
     async with app.run_test(size=SIZE) as pilot:
