@@ -164,12 +164,10 @@ def test_a_stop_while_the_reference_is_scored_keeps_what_was_scored(settings, mo
     monkeypatch.setattr("engine.recipes.fine_tune.PROGRESS_SECONDS", 0.0)  # every pair is told
     config = from_mapping(settings)
     session = RecordingSession(config=config, run=RunDirectory.create(config))
-    told = []
 
     def emit(event):
-        told.append(event)
         session.events.append(event)
-        if sum(getattr(each, "stage", "") == "pairs" for each in told) == 2:
+        if getattr(event, "stage", "") == "pairs" and event.done == 2:
             session.commands.interrupted = True
 
     session.emit = emit
