@@ -28,7 +28,8 @@ from engine.plan.step_layout import StepLayout
 from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import base_weights, in_4_bits, streams
 from engine.plan.tiers import LEAST_UPDATES, tiers
-from engine.plan.time import TimePart, weights_moved
+from engine.plan.time import TimePart
+from engine.plan.transfers import weights_moved
 from engine.plan.workload import Workload
 
 FAR = 8

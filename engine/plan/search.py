@@ -17,7 +17,8 @@ from engine.plan.scoring import scoring_part
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import BaseWeights, Home, StreamPlan, in_4_bits, streams
-from engine.plan.time import TimePart, moved_by, streamed_time, total_seconds, whole_sequence_time, written_by
+from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.transfers import moved_by, written_by
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 

@@ -19,12 +19,12 @@ from engine.plan.full_tuning import (
     update_seconds,
     way_home_seconds,
 )
-from engine.plan.ledger_lines import NF4_BITS, Place, place_of, stored_bytes
+from engine.plan.ledger_lines import NF4_BITS
 from engine.plan.recurrent import recurrence_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
 from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
-from engine.plan.window_ring import layers_of_ring
+from engine.plan.transfers import moved_by, paged_layers
 from engine.plan.workload import Workload
 
 FUSED_PASSES, PLAIN_PASSES, SERVED_PASSES = 6, 22, 18
@@ -118,14 +118,14 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     more = ENCODED_CALLS if plan.activation_bits < 16 else 0
     if plan.kv_home == "host":
         # A tile attends to half of all blocks, on average.
-        more += round(PAGE_CALLS * max(1.0, n / plan.key_block / 2) * _paged_layers(work, plan) / spec.layers)
+        more += round(PAGE_CALLS * max(1.0, n / plan.key_block / 2) * paged_layers(work, plan) / spec.layers)
     stages = [
         (forward, passes * (FORWARD_CALLS + more)),
         (sum(part.seconds for part in loss), -(-n // min(plan.loss_piece, n)) * LOSS_CALLS),
         (busy - forward, passes * (BACKWARD_CALLS + more + (again - kept) * FORWARD_CALLS)),
     ]
     parts = [*layers[:3], *loss, *layers[3:]]
-    moved = _moved(work, plan, tiles, again)
+    moved = moved_by(work, plan)
     tiles_seconds, pages = moved.seconds(plan, speeds)
     transfers = tiles_seconds + pages
     # Overlapped transfers are free up to the time that the GPU computes or waits for launches; the rest, and all beyond
@@ -152,13 +152,6 @@ def _streamed_passes(work: Workload) -> int:
 def total_seconds(parts: tuple[TimePart, ...]) -> float:
     """Sums the seconds of one window."""
     return sum(part.seconds for part in parts)
-
-
-def weights_moved(work: Workload, plan: StreamPlan) -> int:
-    """Returns the bytes of base weights that one window's step copies to the GPU: a layer in each of its passes."""
-    if not plan.streams_weights or not work.on_gpu:
-        return 0
-    return round((4 - 1 / plan.checkpoint_every) * stored_bytes(work, plan.weights))
 
 
 def attention_flops(work: Workload) -> float:
@@ -356,16 +349,11 @@ def _expansion_parts(work: Workload, speeds: Speeds, tiles: int, forwards: float
 
 def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[TimePart]:
     """The CPU zeroes the offloaded key and value gradients while the GPU waits."""
-    if plan.kv_home != "host" or not work.on_gpu or not _paged_layers(work, plan):
+    if plan.kv_home != "host" or not work.on_gpu or not paged_layers(work, plan):
         return []
-    zeroed = _paged_layers(work, plan) * work.context * work.spec.stored_width * 4
+    zeroed = paged_layers(work, plan) * work.context * work.spec.stored_width * 4
     formula = f"{zeroed:.3g} B at {speeds.ram / 1e9:.3g} GB/s"
     return [TimePart(name="zeroing gradients at home", seconds=zeroed / speeds.ram, formula=formula)]
-
-
-def _paged_layers(work: Workload, plan: StreamPlan) -> int:
-    """Returns the layers whose keys and values kv_home host would offload: those without a ring."""
-    return work.spec.attending_layers - layers_of_ring(work.spec, plan.tile, work.context)[0]
 
 
 def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], speeds: Speeds) -> tuple[TimePart, ...]:
@@ -396,93 +384,3 @@ def _corrected(
     how = "found by `engine probe`" if by == "a probe" else "as past runs of this model took here"
     formula = f"{found:,.3g} s × {factor - 1:+.0%}, {how}"
     return (*parts, TimePart(name=f"correction by {by}", seconds=(factor - 1) * found, formula=formula, factor=factor))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moved:
-    """Bytes that one window moves between the GPU and the homes of its data."""
-
-    weights: float
-    hidden: float
-    "Hidden states and their gradients."
-    stash: float
-    "Saved attention outputs, with keys and values that are saved beside them."
-    pages: float
-    "Keys, values and their gradients that wait on the host."
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return round(self.weights + self.hidden + self.stash + self.pages)
-
-    @property
-    def words(self) -> str:
-        """Lists the bytes of each kind that is moved."""
-        kinds = {
-            "weights": self.weights,
-            "hidden states": self.hidden,
-            "attention outputs": self.stash,
-            "keys and values": self.pages,
-        }
-        moved = [f"{size:.3g} B of {name}" for name, size in kinds.items() if size]
-        return "a window moves " + " and ".join(moved)
-
-    def seconds(self, plan: StreamPlan, speeds: Speeds) -> tuple[float, float]:
-        """Returns the seconds of the copies, not overlapped: tiles and weights; key blocks.
-
-        The transfers of the host and those of the disk are added up, as if they never ran beside each other.
-        """
-        disk = min(speeds.link, speeds.disk)  # what waits on the disk crosses the link as well
-        tiles = 0.0
-        for moved, home in ((self.hidden, plan.hidden_home), (self.stash, plan.stash_home)):
-            tiles += moved / (disk if home == "disk" else speeds.link)
-        return tiles + self.weights / (disk if plan.weights_home == "disk" else speeds.link), self.pages / speeds.link
-
-
-def moved_by(work: Workload, plan: StreamPlan) -> Moved:
-    """Returns the bytes that one streamed window moves."""
-    return _moved(work, plan, -(-work.context // min(plan.tile, work.context)), 1 - 1 / plan.checkpoint_every)
-
-
-def written_by(work: Workload, plan: StreamPlan) -> int:
-    """Returns the bytes that one streamed window writes to the disk."""
-    spec, element, ratio = work.spec, work.element, plan.activation_bits / 16
-    written = 0.0
-    if plan.hidden_home == "disk":
-        # Each layer's input once, and again where it is recomputed; the gradient stream once for each layer.
-        written += spec.layers * spec.hidden_width * element * ((2 - 1 / plan.checkpoint_every) * ratio + 1)
-        # What each layer takes beside them, and its gradient in its place.
-        written += 2 * spec.layers * spec.layer_input * element
-    if plan.stash and plan.stash_home == "disk":
-        for kind in spec.attentions:
-            keys = kind.stored_width * element if kind.saves_kv else 0
-            written += kind.layers * (kind.output_width * element + 4 * kind.heads + keys)
-    return round(work.context * written)
-
-
-def _moved(work: Workload, plan: StreamPlan, tiles: int, again: float) -> Moved:
-    spec, n, e = work.spec, work.context, work.element
-    device: Place = "gpu" if work.on_gpu else "host"
-    ratio = plan.activation_bits / 16
-    # Hidden states are written and read in the forward, and read for the refill and in the backward. The gradient
-    # stream is read and written. A layer that is not stored is recomputed, and written and read once more.
-    hidden = spec.layers * n * spec.hidden_width * e * (2 * ratio + 2 * ratio + 2 + 2 * ratio * again)
-    hidden += spec.layers * n * spec.layer_input * e * (3 + again)
-    stash = 0.0
-    if plan.stash:
-        # Written in the forward and read in the backward; outputs also where a layer is recomputed.
-        for kind in spec.attentions:
-            outputs = (2 + again) * (kind.output_width * e + 4 * kind.heads)
-            stash += kind.layers * n * (outputs + (2 * kind.stored_width * e if kind.saves_kv else 0))
-    pages = 0.0
-    if plan.kv_home == "host" and work.on_gpu:
-        # Every tile reads all earlier keys, half of n on average. Backward also reads and writes fp32 gradients.
-        values = _paged_layers(work, plan) * n * (tiles - 1) / 2 * spec.stored_width
-        reads = (1 if plan.stash else 2 + again) + 1
-        pages = values * (reads * e + 2 * 4)
-    return Moved(
-        weights=(3 + again) * stored_bytes(work, plan.weights) if plan.streams_weights and work.on_gpu else 0.0,
-        hidden=0.0 if place_of(work, plan.hidden_home) == device else hidden,
-        stash=0.0 if place_of(work, plan.stash_home) == device else stash,
-        pages=pages,
-    )

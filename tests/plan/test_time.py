@@ -10,7 +10,8 @@ from engine.models.catalogue import find_model
 from engine.plan.request import PlanRequest, workload_of
 from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan
-from engine.plan.time import attention_flops, streamed_time, total_seconds, weights_moved, whole_sequence_time
+from engine.plan.time import attention_flops, streamed_time, total_seconds, whole_sequence_time
+from engine.plan.transfers import weights_moved
 from tests.plan.machines import with_card
 
 H100 = with_card("h100-sxm", ram=512)
