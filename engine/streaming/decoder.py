@@ -169,6 +169,11 @@ class Decoder:
         """Whether layers attend to the keys and values of an earlier layer."""
         return any(owner is not None for owner in self.kv_owners)
 
+    @functools.cached_property
+    def hands_on_kv(self) -> bool:
+        """Whether layers take SHARED_KV: transformers' Gemma 4 before 5.23 writes into it though no layer reads it."""
+        return any(SHARED_KV in inspect.signature(layer.forward).parameters for layer in self.layers)
+
     def unfolded(self, hidden: Tensor) -> Tensor:
         """Views hidden states (1, n, hidden) as a layer takes them: (streams, 1, n, width) where there are several."""
         if self._streams == 1:
@@ -251,7 +256,7 @@ class Decoder:
         Args:
             inputs: From `embed_for_layers`, each (1, n, width).
         """
-        shared: dict[str, Any] = {SHARED_KV: {}} if self.shares_kv else {}
+        shared: dict[str, Any] = {SHARED_KV: {}} if self.hands_on_kv else {}
         return [{**({LAYER_INPUT: inputs[layer]} if inputs else {}), **shared} for layer in range(len(self.layers))]
 
     @functools.cached_property

@@ -19,12 +19,13 @@ class SharedKv:
     """The keys and values of one layer, and their gradients, in one sequence.
 
     Args:
-        kind: Type of the layers, under which transformers' layers find them.
+        names: Under which transformers' layers find them: the type of the layers, or the owner's number (Gemma 3n
+            before 5.23).
         page: Tokens of the aligned runs that the cache serves at once.
     """
 
-    def __init__(self, kind: str, page: int) -> None:
-        self.kind, self._page = kind, page
+    def __init__(self, names: tuple[str | int, ...], page: int) -> None:
+        self.names, self._page = names, page
         self._cache: KvCache | None = None
         self._sums = False
 

@@ -58,13 +58,13 @@ class AttentionLayers:
         self.key_block, self.forward_key_block = key_block, forward_key_block
         self._new_kv_cache, self._new_windowed = new_kv_cache, new_windowed
         self._caches: dict[tuple[KvShape, int | None], KvCache] = {}
-        self._shared: dict[tuple[KvShape, str], KvCache] = {}
+        self._shared: dict[tuple[KvShape, tuple[str | int, ...]], KvCache] = {}
         self._holders: dict[KvCache, AttentionMixer] = {}
         self._mixers: list[AttentionMixer] = []
         self.document_starts: Sequence[int] = (0,)
         self.pieces: dict[tuple[int, ...], list[Piece]] = {}
-        self.shares = False
-        "Whether layers of the model hand keys and values to later layers."
+        self.hand_on = False
+        "Whether layers take the argument through which keys and values are handed on."
         self.lone = False
         "Whether the sequence is a single tile, which no other takes keys from."
 
@@ -119,11 +119,11 @@ class AttentionLayers:
         self._caches[shape, window] = cache
         return cache
 
-    def shared_cache(self, shape: KvShape, kind: str) -> KvCache:
-        """Returns the cache of the layer whose keys and values others of its type attend to; made on first use."""
-        if (shape, kind) not in self._shared:
-            self._shared[shape, kind] = self._new_kv_cache(shape)
-        return self._shared[shape, kind]
+    def shared_cache(self, shape: KvShape, names: tuple[str | int, ...]) -> KvCache:
+        """Returns the cache of the layer whose keys and values later layers find by these names; made on first use."""
+        if (shape, names) not in self._shared:
+            self._shared[shape, names] = self._new_kv_cache(shape)
+        return self._shared[shape, names]
 
     @property
     def caches(self) -> set[KvCache]:
@@ -205,8 +205,8 @@ class AttentionMixer(Mixer):
     def _arguments(self, span: slice) -> Mapping[str, Any]:
         """Returns the argument through which layers share keys and values; none where no layer of the model does."""
         if self._borrowed is not None:
-            return {SHARED_KV: {self._borrowed.kind: self._borrowed.tile(span)}}
-        return {SHARED_KV: {}} if self._layers.shares else {}
+            return {SHARED_KV: dict.fromkeys(self._borrowed.names, self._borrowed.tile(span))}
+        return {SHARED_KV: {}} if self._layers.hand_on else {}
 
     @property
     def takes_later_gradients(self) -> bool:
@@ -244,7 +244,7 @@ class AttentionMixer(Mixer):
             return self._borrowed.cache
         if self._lent is None:
             return self._layers.cache(shape, rule.reach)
-        cache = self._layers.shared_cache(shape, self._lent.kind)
+        cache = self._layers.shared_cache(shape, self._lent.names)
         self._lent.keep(cache)
         return cache
 

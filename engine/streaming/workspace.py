@@ -124,7 +124,7 @@ class Workspace:
             saved,
             self._new_windowed_kv_cache,
         )
-        layers.shares = self._decoder.shares_kv
+        layers.hand_on = self._decoder.hands_on_kv
         return layers
 
     def _new_array(self, factory: TileFactory, width: int, dtype: torch.dtype) -> TileArray:
@@ -165,7 +165,8 @@ class Workspace:
     def _shared_kv(self) -> dict[int, SharedKv]:
         """Makes what holds the keys and values of each layer that later layers attend to, by its number."""
         owners = {owner for owner in self._decoder.kv_owners if owner is not None}
-        return {owner: SharedKv(self._decoder.config.layer_types[owner], self._plan.key_block) for owner in owners}
+        kinds, page = self._decoder.config.layer_types, self._plan.key_block
+        return {owner: SharedKv((kinds[owner], owner), page) for owner in owners}
 
     def _new_border_array(self, width: int, dtype: torch.dtype) -> TileArray:
         return self._factory.array(-(-self.context // self._plan.tile), width, dtype, 1)

@@ -249,3 +249,14 @@ def test_a_model_that_uses_neither_is_not_refused():
     with StreamedStep(model, PLANS["tiles"], device=CPU, sharding=object()) as step:
         assert step.streamed.resumes
         assert not lone_tile.refusal(step.streamed).startswith("layers share")
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_keys_that_no_layer_reads_are_handed_on(plan):
+    """Gemma 4's last layers of a type do so where no layer shares keys, in transformers before 5.23."""
+    model = make("gemma4_text", hidden_size_per_layer_input=0, num_kv_shared_layers=0)
+    for layer in model.model.layers:
+        layer.self_attn.store_full_length_kv = True
+    wanted = reference(model, tokens(), (0,))
+    with StreamedStep(model, plan, device=CPU) as step:
+        assert_equal((step.run(tokens()).loss_sum, taken(model)), wanted)
