@@ -84,7 +84,10 @@ def _checked_norm(own: Callable[..., Any], offset: float) -> CheckedKernel:
         return y
 
     def key(module: Any, x: Tensor) -> Any:
-        return (x.device, x.dtype, module.weight.dtype, x.shape[-1], type(module)) if x.is_cuda else None
+        weight = getattr(module, "weight", None)  # of one class, some norms have weights and some have none (Gemma 4)
+        if weight is None or not x.is_cuda:
+            return None
+        return (x.device, x.dtype, weight.dtype, x.shape[-1], type(module))
 
     def example(module: nn.Module, x: Tensor) -> Example:
         drawn = Example.generator(x.device)(1, _ROWS, x.shape[-1]).to(x.dtype)

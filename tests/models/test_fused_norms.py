@@ -21,6 +21,20 @@ class AddsOneRMSNorm(nn.Module):
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps) * (1 + self.weight.float())).to(x)
 
 
+class SometimesScaledRMSNorm(nn.Module):
+    """As Gemma 4's: values are normed without weights."""
+
+    def __init__(self, *, scaled):
+        super().__init__()
+        self.eps = 1e-6
+        if scaled:
+            self.weight = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        return y * self.weight if hasattr(self, "weight") else y
+
+
 class PlainRMSNorm(AddsOneRMSNorm):
     def forward(self, x):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
@@ -61,3 +75,13 @@ def test_what_weights_are_added_to_is_seen():
 @pytest.mark.parametrize("module", [GatedRMSNorm(), BiasedRMSNorm(), nn.LayerNorm(8), nn.Linear(8, 8)])
 def test_other_modules_are_left_alone(module):
     assert not is_rms_norm(module)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_norm_without_weights_computes_its_own(device, monkeypatch):
+    monkeypatch.setattr(SometimesScaledRMSNorm, "forward", vars(SometimesScaledRMSNorm)["forward"])
+    bare, x = SometimesScaledRMSNorm(scaled=False), torch.randn(3, 8, device=device)
+    wanted = bare(x)
+    serve_norms(nn.ModuleList([SometimesScaledRMSNorm(scaled=True), bare]))
+    assert isinstance(SometimesScaledRMSNorm.forward, CheckedKernel)
+    assert torch.equal(bare(x), wanted)
