@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+LOADING = threading.Lock()
+"One thread at a time loads and scores a model here: transformers' context of empty weights is shared by threads."
 
 
 def engine(folder: Path, *words: str) -> str:
@@ -64,6 +67,10 @@ def measure(share: float, seed: int, package: Path, folder: Path, args: argparse
     trained = time.monotonic() - began
     tokens = ("--tokens", str(args.tokens), "--functions", str(args.functions))
     found = json.loads(engine(folder, "evaluate", str(run), "--json", *tokens))
+    bodies = None
+    if args.bodies:
+        with LOADING:
+            bodies = body_losses(run, args.bodies, args.device)
     print(f"share {share:g}, seed {seed}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return {
         "share": share,
@@ -72,7 +79,7 @@ def measure(share: float, seed: int, package: Path, folder: Path, args: argparse
         "seconds": time.monotonic() - began,
         "perplexity": found["perplexity"],
         "tasks": found["tasks"],
-        "bodies": body_losses(run, args.bodies, args.device) if args.bodies else None,
+        "bodies": bodies,
     }
 
 
