@@ -131,9 +131,49 @@ def hybrid_table() -> str:
     return "\n".join([*lines, "", *(f"    {command}" for command in found["commands"])])
 
 
+def whole_rows_table() -> str:
+    """Whole steps over half a million tokens, beside what the planner said of the same layout."""
+    rows = json.loads((RESULTS / "whole-rows-h200.json").read_text())["rows"]
+    head = "| model | context | limit | a step | predicted | forward, loss, backward | GPU peak | predicted "
+    lines = [head + "| host | predicted |", "|---" * 10 + "|"]
+    for row in rows:
+        asked, said, was = row["row"], row["predicted"], row["measured"]
+        cells = [
+            f"{asked['model']}, {asked['precision']}",
+            f"{asked['context']:,}",
+            f"{asked['cap']} GiB",
+            f"{was['seconds']:.1f} s",
+            f"{said['seconds']:.1f} s",
+            ", ".join(f"{was['stages'][stage]:.1f}" for stage in ("forward", "loss", "backward")),
+            f"{was['gpu_allocated'] / GIB:.2f} GiB",
+            f"{said['gpu_allocated'] / GIB:.2f} GiB",
+            f"{was['host_process'] / GIB:.1f} GiB",
+            f"{said['host'] / GIB:.1f} GiB",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"    {row['command']}" for row in rows)])
+
+
+def _whole_row(row: dict) -> dict:
+    """A whole step in the form of the streamed ones."""
+    asked, was = row["row"], row["measured"]
+    seconds = {"total": was["seconds"], **was["stages"]}
+    return {
+        **{name: asked[name] for name in ("model", "precision", "context")},
+        "layers": None,
+        "all_layers": None,
+        "vram_cap_gib": asked["cap"],
+        "seconds": seconds,
+        "first_seconds": seconds,
+        "gpu_peak_allocated": was["gpu_allocated"],
+        "host_rss_bytes": was["host_process"],
+    }
+
+
 def measured_table() -> str:
     """The README's: what was measured under the limits of smaller cards."""
     rows = json.loads((RESULTS / "streaming.json").read_text())
+    rows += map(_whole_row, json.loads((RESULTS / "whole-rows-h200.json").read_text())["rows"])
     limits = {7.25: "8 GB", 11: "12 GB", 22.5: "24 GB"}
     shown = [row for row in rows if row["vram_cap_gib"] in limits or row["layers"] == row["all_layers"]]
     shown.sort(key=lambda row: row["context"])

@@ -20,6 +20,7 @@ from step_tables import (
     probe_table,
     short_context_table,
     streaming_table,
+    whole_rows_table,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -247,6 +248,7 @@ def long_context_table(name: str) -> str:
 TABLES = (
     (ROOT / "README.md", "measured table", measured_table),
     (ROOT / "docs" / "benchmarks.md", "streaming table", streaming_table),
+    (ROOT / "docs" / "benchmarks.md", "whole steps table", whole_rows_table),
     (ROOT / "docs" / "benchmarks.md", "packed weights table", packed_table),
     (ROOT / "docs" / "benchmarks.md", "experts table", experts_table),
     (ROOT / "docs" / "benchmarks.md", "hybrid table", hybrid_table),

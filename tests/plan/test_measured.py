@@ -104,6 +104,24 @@ def test_the_gpu_peak_of_every_case_and_the_median():
     assert statistics.median(map(abs, errors)) < 0.01
 
 
+WHOLE = json.loads((RESULTS / "whole-rows-h200.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("row", WHOLE, ids=lambda row: row["row"]["model"])
+def test_whole_steps_of_half_a_million_tokens(row):
+    """benchmarks/whole_rows_gpu.py: first steps of their processes, without Adam's two states."""
+    asked, measured = row["row"], row["measured"]
+    layers = find_model(asked["model"]).layers
+    case = {**asked, "layers": layers, "card": row["machine"]["gpu"], "plan": row["plan"], "fused": row["fused"]}
+    case["backend"] = row["backend"]
+    ledger = _ledger(case)
+    adam = 8 * _workload(case).lora_parameters
+    assert _allocated(case) - adam == pytest.approx(measured["gpu_allocated"], rel=0.01)
+    host = sum(part.bytes for part in ledger.parts if part.where == "host")
+    assert host == pytest.approx(measured["host_process"], rel=0.01)
+    assert _seconds(case) == pytest.approx(measured["seconds"], rel=0.05)
+
+
 EXPERTS = json.loads((RESULTS / "experts-h200.json").read_text())["rows"]
 
 
