@@ -54,10 +54,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "rank 8": {"lora.rank": 8, "lora.alpha": 16},
     "rank 32": {"lora.rank": 32, "lora.alpha": 64},
     "rank 128": {"lora.rank": 128, "lora.alpha": 256},
+}
+EPOCHS: dict[str, dict[str, Any]] = {
     "1 epoch": {"training.epochs": 1.0},
     "2 epochs": {"training.epochs": 2.0},
     "5 epochs": {"training.epochs": 5.0},
 }
+"Of all packages."
+TRAINED = "to the trained length"
+"Growing windows, none longer than those that the model was trained with."
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 
@@ -114,8 +119,8 @@ class Worker:
         torch.set_num_threads(1 if device == "cuda" else 2)
         self.model, self.folder, self.functions, self.scored, self.device = model, folder, functions, scored, device
         self._share_card(share)
-        spec = find_model(model)
-        placement = choose_placement(device, "auto")
+        self._spec = spec = find_model(model)
+        self._placement = placement = choose_placement(device, "auto")
         self._tokenizer = load_tokenizer(spec)
         self._encoder = Encoder(self._tokenizer)
         self._base = load_model(spec, placement)
@@ -215,29 +220,36 @@ class Worker:
             "context": plan["context"],
             "stages": [[stage["context"], stage["updates"]] for stage in stages_made or ()],
         }
-        return {**result, **self.compared(job, session.run.adapter_path), "job_seconds": time.monotonic() - began}
+        compared = self.compared(job, session.run.adapter_path, plan["context"])
+        return {**result, **compared, "job_seconds": time.monotonic() - began}
 
-    def compared(self, job: Job, adapter: Path) -> dict[str, Any]:
-        """Scores base and adapter; completes with both where the job says so."""
+    def compared(self, job: Job, adapter: Path, context: int) -> dict[str, Any]:
+        """Scores base and adapter of windows up to `context`; completes with both where the job says so."""
         import torch
         from peft import PeftModel
 
         from engine.evaluation.held_out import HeldOut
         from engine.evaluation.tally import overall
+        from engine.models.base_changes import BaseChanges
+        from engine.models.loading import load_model
 
         held_out = HeldOut.of(self.dataset(job.package))
         if job.package not in self._tallies:
             self._tallies[job.package] = self._tally(self._base, held_out)
         before = self._completions(job, self._base) if job.complete else {}
-        model = PeftModel.from_pretrained(self._base, adapter, torch_device=str(self._torch_device)).eval()
+        changes = BaseChanges.of(self.config(job).model, self._spec, context)
+        stretched = changes.yarn_factor is not None
+        base = load_model(self._spec, self._placement, changes) if stretched else self._base
+        model = PeftModel.from_pretrained(base, adapter, torch_device=str(self._torch_device)).eval()
         try:
             row = overall(self._tallies[job.package], self._tally(model, held_out))
             after = self._completions(job, model) if job.complete else {}
         finally:
-            self._base = model.unload()
+            base = model.unload()
+            self._base = self._base if stretched else base
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        found: dict[str, Any] = {"perplexity": dataclasses.asdict(row)}
+        found: dict[str, Any] = {"perplexity": dataclasses.asdict(row), "yarn_factor": changes.yarn_factor}
         if job.complete:
             found["tasks"] = self._marked(before, after)
         return found
@@ -383,12 +395,24 @@ def jobs_of(worker: Worker, packages: list[str], seconds: dict[int, float], give
                     "training.epochs": 1000.0,
                 }
                 found[seed].append(Job(package, name, seed, settings))
+            found[seed].append(Job(package, TRAINED, seed, {**small, **within(schedule.stages, spec, seconds)}))
+            found[seed] += [Job(package, name, seed, {**small, **EPOCHS[name]}) for name in EPOCHS]
             if package in FACTORS:
                 found[seed] += [Job(package, name, seed, {**small, **settings}) for name, settings in VARIANTS.items()]
     for seed in found:  # completions take longest: they come first
         found[seed].sort(key=lambda job: not job.complete)
     asked = {"growing", *given.only}
     return [job for seed in sorted(found) for job in found[seed] if not given.only or job.variant in asked]
+
+
+def within(stages: Any, spec: Any, seconds: dict[int, float]) -> dict[str, Any]:
+    """Settings of stages up to the trained length, which take the time of the longer ones."""
+    most = spec.max_context
+    times = {min(stage.context, most): 0.0 for stage in stages}
+    for stage in stages:
+        times[min(stage.context, most)] += stage.updates * stage.plan.windows_per_step * cost(seconds, stage.context)
+    made = [f"{length}:{max(1, round(time / cost(seconds, length)))}" for length, time in times.items()]
+    return {"training.stages": made, "training.tokens_per_update": stages[0].context}
 
 
 def cost(seconds: dict[int, float], length: int) -> float:
@@ -561,7 +585,7 @@ def main() -> int:
             document = {
                 "command": command,
                 "machine": describe_machine(torch.device(device)),
-                "model": model if given.parts is None else MODEL,
+                "model": Path(model).name if given.parts is None else MODEL,
                 "newer_than_the_model": list(NEWER),
                 "seconds": round(time.time() - began, 1),
                 "planned_runs": len(jobs),
