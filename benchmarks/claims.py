@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from step_tables import whole_row
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "claims.md"
@@ -59,7 +61,8 @@ def stored(name: str) -> Any:
 
 def streamed(**wanted: Any) -> list[dict[str, Any]]:
     """Rows of full or partial streamed steps whose fields are as wanted, the most layers first."""
-    rows = [row for row in stored("streaming") or [] if all(row[name] == value for name, value in wanted.items())]
+    rows = [*(stored("streaming") or []), *map(whole_row, (stored("whole-rows-h200") or {"rows": []})["rows"])]
+    rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
     return sorted(rows, key=lambda row: -row["layers"] / row["all_layers"])
 
 
@@ -106,16 +109,17 @@ def step_in_words(row: dict[str, Any]) -> str:
 
 def context_under(cap: float, context: int, card: str) -> Finding:
     rows = [row for row in streamed(context=context) if row["vram_cap_gib"] == cap]
-    how = f"`engine bench streaming`, one H100 or H200 limited to {cap:g} GiB (docs/benchmarks.md)"
+    how = "`engine bench streaming`, `python benchmarks/whole_rows_gpu.py`, "
+    how += f"one H100 or H200 limited to {cap:g} GiB (docs/benchmarks.md)"
     if not rows:
         return Finding(measured=NOT_YET, how=how, verdict="open")
     full, partial = (
         [row["model"] for row in rows if (row["layers"] == row["all_layers"]) == whole] for whole in (True, False)
     )
     parts = "these layers; all of them add their 4-bit weights, 0.7 GiB; the full step is open"
-    fits = f"true for GPU memory of {', '.join(full)}" if full else f"true for {parts}"
+    fits = f"true for GPU memory of {', '.join(dict.fromkeys(full))}" if full else f"true for {parts}"
     if full and partial:
-        fits += f"; of {', '.join(partial)} for {parts}"
+        fits += f"; of {', '.join(dict.fromkeys(partial))} for {parts}"
     return Finding(
         measured="; ".join(map(step_in_words, rows)),
         how=how,

@@ -154,14 +154,14 @@ def whole_rows_table() -> str:
     return "\n".join([*lines, "", *(f"    {row['command']}" for row in rows)])
 
 
-def _whole_row(row: dict) -> dict:
+def whole_row(row: dict) -> dict:
     """A whole step in the form of the streamed ones."""
     asked, was = row["row"], row["measured"]
     seconds = {"total": was["seconds"], **was["stages"]}
     return {
         **{name: asked[name] for name in ("model", "precision", "context")},
-        "layers": None,
-        "all_layers": None,
+        "layers": asked["layers"] or row["all_layers"],
+        "all_layers": row["all_layers"],
         "vram_cap_gib": asked["cap"],
         "seconds": seconds,
         "first_seconds": seconds,
@@ -173,7 +173,7 @@ def _whole_row(row: dict) -> dict:
 def measured_table() -> str:
     """The README's: what was measured under the limits of smaller cards."""
     rows = json.loads((RESULTS / "streaming.json").read_text())
-    rows += map(_whole_row, json.loads((RESULTS / "whole-rows-h200.json").read_text())["rows"])
+    rows += map(whole_row, json.loads((RESULTS / "whole-rows-h200.json").read_text())["rows"])
     limits = {7.25: "8 GB", 11: "12 GB", 22.5: "24 GB"}
     shown = [row for row in rows if row["vram_cap_gib"] in limits or row["layers"] == row["all_layers"]]
     shown.sort(key=lambda row: row["context"])

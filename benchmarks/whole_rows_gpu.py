@@ -309,6 +309,7 @@ def measure(row: Row, spill: Path, watch: Watch, *, tiny: bool) -> dict[str, Any
     cuda = placement.device.type == "cuda"
     return {
         "command": f"python benchmarks/whole_rows_gpu.py {' '.join(sys.argv[1:])}",
+        "all_layers": request.spec.layers,
         "row": dataclasses.asdict(row) | {"cap": None if math.isinf(row.cap) else row.cap},
         "machine": {
             "gpu": torch.cuda.get_device_name() if cuda else None,
