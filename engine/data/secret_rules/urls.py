@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
 import re
 from collections.abc import Iterator
 
 from engine.data.secret_rules.encoded import decoded_ascii
 from engine.data.secret_rules.other_things import is_definition, is_name
 from engine.data.secret_rules.searched_text import SearchedText
-from engine.data.secret_rules.values import Evidence, is_login, is_secretive, is_wordlike
+from engine.data.secret_rules.values import Evidence, is_login, is_secretive, is_sequence, is_wordlike
 
 Found = tuple[str, int, int]
 _IN_URL = re.compile(r"://(?P<user>[^\s:/'\"<>`]{0,80}):(?P<value>[^\s/'\"<>{}`]{3,200})@[\w.\[$%{-]")
@@ -48,6 +51,8 @@ def urls(source: SearchedText) -> Iterator[Found]:
             or (value.isalpha() and value.isascii() and value.islower() and is_wordlike(value))
         )
         bare = _PERCENT.sub("", value)
+        if is_sequence(bare) or (match["user"] and not any(map(str.isalnum, match["user"]))):
+            continue
         if len(bare) < 3 or "[" in bare or "]" in bare or is_name(value, is_wordlike) or is_definition(value):
             continue
         if not (word or _URL_PLACEHOLDER.match(value) or _SHORT_WORD.match(value) or _is_reference(value)):
@@ -90,8 +95,25 @@ def headers(source: SearchedText) -> Iterator[Found]:
                 yield "authorisation header", *match.span("value")
 
 
+def _decoded_words(value: str) -> str | None:
+    """Returns what a value is base64 of, where that is a user and a password in letters of another script."""
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    for encoding in ("utf-8", "cp1252"):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = raw.decode(encoding)
+            user, colon, password = text.partition(":")
+            if colon and user.isalpha() and password.isalpha():
+                return text
+    return None
+
+
 def _is_basic(value: str) -> bool:
     decoded = decoded_ascii(value)
+    if decoded is None:
+        decoded = _decoded_words(value)
     if decoded is not None:
         return is_login(decoded)
     return len(value) >= 16 and is_secretive(value, Evidence.NEAR)

@@ -29,6 +29,20 @@ from engine.data.secret_rules.other_things import (
     is_public,
     is_template,
 )
+from engine.data.secret_rules.second_signs import (
+    base32_text,
+    has_code_marks,
+    hex_text,
+    is_claims,
+    is_explained,
+    is_formal,
+    is_hash,
+    is_method,
+    is_modulus,
+    is_place,
+    is_sealed,
+    login_text,
+)
 
 
 class Evidence(IntEnum):
@@ -55,9 +69,9 @@ _PLACEHOLDER = re.compile(
     r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
     r"|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
     r"|^(?:some|any|the|an?|wrong|bad|good|correct|old|new|super|very|top|my)[-_ ]?(?:secret|pass|token|key|api|random)"
-    r"|^pass(?:word|wd|phrase)?[\d_!.*-]{0,10}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
+    r"|^[+<>#-]?pass(?:word|wd|phrase)?[\d_!.*-]{0,10}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
     r"|^(?:(?:my|test|some|db)[-_]?)?(?:user(?:name)?|passw?d?|password|test|pwd|secret|token|key|admin|root|guest|login|welcome|spam|eggs|abc\w?|pw|value|string|str|hello"
-    r"|postgres|mysql|redis|mongo|rabbitmq|minio|minioadmin)[-_]?\d{0,10}!?$",
+    r"|motdepasse|contrasena|contraseña|passwort|kennwort|senha|wachtwoord|has[lł]o|parola|salasana|postgres|mysql|redis|mongo|rabbitmq|minio|minioadmin)[-_]?\d{0,10}!?$",
     re.IGNORECASE,
 )
 _PLACE_OF_A_SECRET = re.compile(
@@ -65,21 +79,21 @@ _PLACE_OF_A_SECRET = re.compile(
 )
 "What examples name a value of theirs."
 _REFERENCE = re.compile(
-    r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|\*\.[a-z]|\{\$\w+\}|\\\([a-z]\w*|^\[\w+\]\.\[|^\$\.\w|\[[A-Z][a-z]\]|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
+    r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|\*\.[a-z]|\{\$\w+\}|\\\([A-Za-z]\w*|^\[\w+\]\.\[|^\$\.\w|\[[A-Z][a-z]\]|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
     r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
     r"|^#\{|^:[a-z_]+(?:\d*|=\w{0,20})$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
     r"|local|each|module|secrets|vars|github|inputs|steps|needs|ctx|context|state|user|credentials|creds|event)\."
     r"|:/bin/\w{0,4}sh$|\]\(|^\[@|^\.\\{0,8}\"?[a-z_]{1,40}\\{0,8}\"?[\[.]|\.\*|\(\$[a-z]|AES(?:128|256)-|SHA(?:256|384)(?::|$)"
     r"|,proto\d$|^##\w{1,60}##$|^\w{1,40}[!?]/\d$|^\[[A-Z][\w.]{1,60}\]::|^b64(?:enc|dec)(?:ode)?$|=\$[A-Z_{]|^//[a-z]+[./]|[/%]\w{0,10}aws4_request$|^[A-Z][A-Za-z]{2,30}(?:\.[A-Z][A-Za-z]{2,30}){1,4}/[a-z]|[:@]\$[A-Z_]{3,}|^/.*[\\\[(^$].*/[gimsuy]{0,4}$|\*\*\w{3,20}\*\*|^/.*%[sdv]$|^[a-z]{2,20}(?:\.[a-z]\w{0,30}){1,4}#[a-z]\w{1,40}$|^(?=(?:[^:]{0,9}:){4})[\da-fA-F:]+-[\da-fA-F:]+$|^s([/|#,]).+\1.*\1[gimpe]{0,3};?$|^@@.+@@$"
-    r"|%24\(|^\\{1,4}u[^0-9a-f]|%[\w.]{2,40};|^[\[{]\\{0,4}[\"']|<[a-z][a-z _-]{2,30}>|\[[A-Z_]{4,40}\]"
+    r"|%24\(|^\\{1,4}u[^0-9a-f]|%[\w.]{2,40};|^[\[{]\s{0,20}\\{0,4}[\"']|<[a-z][a-z _-]{2,30}>|\[[A-Z_]{4,40}\]"
     r"|^[a-z\d-]{2,20}:[A-Z][A-Za-z]{3,60}$|===|^\)\.\w|\(\[\^"
     r"|^\(\w{1,40}:[\d.]{3,60}:=|^[A-Z][A-Z\d_]{3,40}=/"
     r"|^/(?:usr|app|home|var|opt|etc|root|bin|lib|tmp|srv|mnt)/?[\w/.:=-]*$|^arn:|^ref\+|^vault:|^secret://|^op://|^ssm:|^sops:|ENC[\[(]|^W/\"|^\w{1,20}:\\?\"|^\(\(.*\)\)$|^@[\w.-]{1,80}[:/?]|^file:|^env:|\\[dwsbDWSB]|^\^|[)\]}*+?]\$$|^urn:|^data:|^pass:|xref:|^(?:id|uuid|name):",
 )
 _LOCATION = re.compile(
-    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|^[A-Za-z][\w.-]{0,60}(?:\\{1,2}[A-Za-z][\w.-]{0,60}){1,20}$|^[0-9a-f:]{0,30}::[0-9a-f:]{0,30}$|://|^/?[\w-]+(?:/[\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
-    r"|conf|cfg|ini|toml|xml|png|jpg|svg|css|env|local|com|org|net|io|dev|sql|db|log|proto|h|c|cc|cpp|p12|jks)$"
+    r"^\.{1,2}/|^~/|^[A-Za-z]:\\|^[A-Za-z][\w.-]{0,60}(?:\\{1,2}[A-Za-z][\w.-]{0,60}){1,20}$|^[0-9a-f:]{0,30}::[0-9a-f:]{0,30}$|://|^/?[\w-]+(?:[/.][\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
+    r"|conf|cfg|ini|toml|xml|png|jpg|svg|css|env|local|com|org|net|io|dev|sql|db|log|proto|h|c|cc|cpp|p12|jks|p8|pk8|prv|der|jwk|bin|dat|csv|zip|gz|tar|j2|tmpl|tpl|erb|ini|pdf|gif|ipynb)$"
     r"|^[\w./-]{0,200}\.(?:md|html?|rst|adoc)#|^/[\w.-]{1,60}(?:/[\w.-]{0,60}){0,20}\?\w"
     r"|^\d+(?:\.\d{1,20}){1,8}$|^[\w.+-]+@[\w-]+\.[\w.]+$",
     re.IGNORECASE,
@@ -101,7 +115,7 @@ _SNAKE = re.compile(
 )
 "A name of several parts, each of letters of one size with a number behind."
 _DIGEST_PREFIX = re.compile(
-    r"^[\w.@-]{1,40}:\${1,2}(?:2[aby]?|1|5|6|apr1|argon2\w+)\$|^(?:sha\d+|md5|blake\d\w?|signature|\{?ssha\d*\}?)[-:=$}]|^md5[0-9a-f]{32}$|^\{(?:s?sha|md\d|pbkdf2|s?crypt|bcrypt|argon2)[\w@.-]{0,40}\}|^\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\$",
+    r"^(?:pbkdf2|bcrypt|argon2|scrypt)\w{0,12}\$|^SCRAM-SHA-\d+\$|^[\w.@-]{1,40}:\${1,2}(?:2[aby]?|1|5|6|apr1|argon2\w+)\$|(?:^|[:_-])hash[:=]|^(?:sha\d+|md5|blake\d\w?|signature|\{?ssha\d*\}?)[-:=$}]|^md5[0-9a-f]{32}$|^\{(?:s?sha|md\d|pbkdf2|s?crypt|bcrypt|argon2)[\w@.-]{0,40}\}|^\\?\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\\?\$",
     re.IGNORECASE,
 )
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", re.IGNORECASE)
@@ -112,7 +126,7 @@ _BRACKETS = re.compile(r"[(){}\[\]<>=,;/\"'|\\]")
 _TWO_DIGITS = re.compile(r"\d\D*\d")
 _NAME_LIKE = re.compile(r"^[\w./:@,|+-]+$")
 _PUBLIC = re.compile(
-    r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.|LS0tLS1CRUdJTiB(?:DRVJ|QVUJM))"
+    r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MII[BCD]I?[jo]ANBg|[\w+/]{4,40}DQYJKoZIhvcNAQEBBQAD|AAAA\w{1,3}(?:NzaC|zc2g|c3No)|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.|LS0tLS1CRUdJTiB(?:DRVJ|QVUJM))"
 )
 "How public keys and certificates begin."
 _UNIT = re.compile(
@@ -164,15 +178,26 @@ def is_placeholder(value: str) -> bool:
     return _PATH.match(value) is not None and words_share(value) >= 0.4
 
 
+_LEAST_LOGIN = 5
+"Letters of a password that may be no word."
+
+
 def is_login(text: str) -> bool:
-    """Tells whether a text that was encoded is a user and a password; there, one of words is a password."""
+    """Tells whether a text that was encoded is a user and a password, which is no word."""
     user, _, password = text.strip().partition(":")
-    return len(password.strip()) > 2 and password != user and not is_placeholder(password)
+    password = password.strip()
+    words = password.split()
+    plain = all(word.islower() and word.isalpha() and (not word.isascii() or is_wordlike(word)) for word in words)
+    plain = plain or is_name(password, is_wordlike) or (len(password) < _LEAST_LOGIN and password.isalpha())
+    return len(password) > 2 and password != user and not (is_placeholder(password) or plain)
 
 
 def is_sequence(value: str) -> bool:
     """Tells whether letters and digits mostly follow each other in their order: 1234567890abcdef, abcd1234."""
-    codes = [ord(c) for c in value.lower() if c.isalnum()]
+    solid = [c for c in value.lower() if c.isalnum()]
+    # 1a2b3c: letters and digits take turns, each in their order.
+    takes_turns = len(solid) > 5 and all(a.isdigit() != b.isdigit() for a, b in pairwise(solid))
+    codes = [ord(c) for c in (solid[::2] + solid[1::2] if takes_turns else solid)]
     steps = sum(second - first in (1, -1, -9) for first, second in pairwise(codes))
     return len(codes) > 1 and steps >= _MOST_IN_ORDER * (len(codes) - 1)
 
@@ -192,18 +217,34 @@ def words_share(value: str) -> float:
     return words / counted if counted else 1.0
 
 
+def _is_plain(text: str) -> bool:
+    """Tells whether a text that was encoded is JSON, words, an example, or a user and a password that are.
+
+    Encoded JSON, a token's head among it, is a secret where one is found within.
+    """
+    return text.startswith(('{"', "[{")) or all(
+        not part or is_prose(part) or is_placeholder(part) or is_name(part, is_wordlike)
+        for part in (text.split(":") if text.count(":") == 1 else [text])
+    )
+
+
 def _is_other_thing(value: str, evidence: Evidence) -> bool:
     """Tells whether a value is no secret by what it is made of; where a password is due, only by what is sure."""
     if is_ciphertext(value) or is_address(value) or is_monotonous(value) or is_counted_up(value):
         return True
-    if (text := encoded_words(value)) is not None:
-        text = text.strip()
-        if is_prose(text) or is_placeholder(text) or is_name(text, is_wordlike):
-            return True
+    if is_sealed(value) or is_formal(value) or is_method(value):
+        return True
+    text = encoded_words(value) or base32_text(value) or login_text(value) or hex_text(value)
+    if is_claims(value) or (text is not None and _is_plain(text.strip())):
+        return True
     if is_public(value) or is_definition(value) or is_expression(value):
         return True
     if evidence == Evidence.PASSWORD:
+        if is_hash(value) or (has_code_marks(value) and words_share(value) >= _MOST_NAMED):
+            return True
         return has_rules(value, is_wordlike) or (value.islower() and is_identifier(value, 4))
+    if is_place(value) or is_modulus(value) or is_explained(value, is_wordlike):
+        return True
     if has_word_parts(value, is_wordlike, alone=evidence == Evidence.ALONE):
         return True
     return is_template(value) or is_composed(value) or is_code(value) or is_list(value) or is_name(value, is_wordlike)
@@ -244,11 +285,13 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
             and bool(re.search(r"[!@#$%^&*]", value))
             and len(value) > 7
         )
+    if any(ord(c) > 0x2E7F for c in value):
+        return False
     if _UUID.search(value):
         return evidence == Evidence.NAMED  # a password is hardly one, but a product with "pass" in its name has one
     if " " in value or "\t" in value or "\n" in value:
         return _is_secretive_phrase(value, evidence)
-    if any(ord(c) > 0x2E7F for c in value) or (not digits and not value.isascii()):
+    if not digits and not value.isascii():
         return False
     pieces = _PIECE.findall(value)
     if not pieces or (_ALGORITHM.match(value) and (len(value) < 20 or evidence > Evidence.NAMED)):
