@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ahocorasick_rs import BytesAhoCorasick, Implementation
 
 from engine.assets import asset
+from engine.data.secret_rules.names import says_other_thing
 from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
 from engine.data.secret_rules.values import Evidence, entropy, is_placeholder, is_secretive, is_sequence, words_share
 
@@ -127,7 +128,7 @@ def announced(words: list[str]) -> Iterator[tuple[str, str]]:
             # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
             varied = (
                 len(set(value)) > 7
-                and not any(word in value for word in ("EXAMPLE", "FAKE"))
+                and not any(word in value for word in ("EXAMPLE", "FAKE", "dummy"))
                 and not (len(value) < _LONGEST_REPEATING and _REPEATED.search(value))
                 and entropy(value) >= kind.entropy
             )
@@ -162,9 +163,9 @@ _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
 _TWO_DIGITS = re.compile(r"\d\D*\d")
 _LONG_WORD = re.compile(r"[a-z]{10}|[A-Z]{12}|\.\w+\.|_[a-z]+_")
 _TELLING = re.compile(
-    r"(?:passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key"
+    r"(?<!://)(?:passw|pwd|secret|token(?!i[sz])|credential|(?:api|access|private)[_ -]?key"
     r"|auth(?!or(?!i[sz])|n\b|enticator|_?tag)"
-    r"|webhook|session(?!_?dir)|bearer|jwt)[\w.-]{0,24}\W{1,10}(?:\w{1,8}\W{1,4})?$"
+    r"|webhook|session(?!_?dir)(?:[_-]?id)?|bearer|jwt)(?P<tail>[\w.-]{0,24})\W{1,10}(?:\w{1,8}\W{1,4})?$"
 )
 "A telling name, and at most one word between it and the value: a call, a type, a prefix."
 _TOLD_BY = frozenset(
@@ -181,7 +182,7 @@ _DIGEST = re.compile(
 )
 
 _OTHER_NAME = re.compile(
-    r"(?:next|prev\w*|page|continuation|cursor)_?token\W{1,12}$|<enc[\w:-]{0,20}>$|\{s?sha\d{0,3}\}$|\w[/\\]{1,4}$|"
+    r"[\"']id\\{0,8}[\"']\s{0,4}:\s{0,4}\\{0,8}[\"']$|_signature=|&sign=|allowed_?credentials\W{1,12}$|(?:next|prev\w*|page|continuation|cursor)_?token\W{1,12}$|<enc[\w:-]{0,20}>$|\{s?sha\d{0,3}\}$|\w[/\\]{1,4}$|"
     r"(?:\b|_)(?:ref|state|code|csrf|node_?id|cursor|signature|iv"
     r"|(?:credential|account|user|tenant|project|request)[_ ]?id)"
     r"\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
@@ -215,7 +216,7 @@ def beside_names(source: SearchedText) -> Iterator[tuple[str, int, int]]:
 @functools.lru_cache(maxsize=1024)
 def _is_no_key(value: str) -> bool:
     # The head of a token alone is the same in all tokens of its algorithm.
-    head = value.startswith(("eyJhbGciOi", "eyJ0eXAiOi")) and len(value) < 60 and "." not in value
+    head = value.startswith(("eyJhbGciOi", "eyJ0eXAiOi")) and len(value) < 60 and value.count(".") < 2
     return head or entropy(value) < 2.9 or is_placeholder(value)
 
 
@@ -229,11 +230,13 @@ def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]
             first = max(0, start - _NAMES_BEFORE)
             line = max(lower.rfind("\n", first, start) + 1, first)
             before = lower[line:start]
-            if not (_DIGEST.search(before) or _OTHER_NAME.search(before)):
+            braced = before.endswith("{") and text.startswith("}", end)  # Windows' identifiers
+            if not (braced or _DIGEST.search(before) or _OTHER_NAME.search(before)):
                 after = lower[end : end + 60].split("\n", 1)[0]
                 if after.startswith(("://", "...")):
                     return
-                told = _TELLING.search(before) is not None
+                telling = _TELLING.search(before)
+                told = telling is not None and not says_other_thing(telling["tail"])
                 if not told and not _KEYS.search(before):
                     pass
                 elif told and is_secretive(value, Evidence.ALONE):

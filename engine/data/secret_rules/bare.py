@@ -17,6 +17,7 @@ LANGUAGES = frozenset(
     | {"Properties", "PowerShell", "Batch", "Fish", "Diff", "HTTP", "Nginx", "Just", "CMake", "AsciiDoc", "Org"}
 )
 "Where a value may stand without quotation marks."
+_PIPES = frozenset({"Shell", "Dockerfile", "Makefile", "Fish", "PowerShell", "Batch", "YAML"})
 _BARE = (
     TAIL + r"(?P<close>\\{0,8}[\"'`](?![\w@])|\*\*|\])?[ \t]{0,20}"
     r"(?:[\w:.-]{1,20}=[\"'][^\"'\n]{0,80}[\"'][ \t]{0,4}){0,3}"
@@ -83,6 +84,8 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
         for place in name_places(text, lower, stem):
             # What was taken for a value may itself be the name of the next one.
             match = pattern.match(lower, place + len(stem.text)) if place >= taken else None
+            if match is not None and match["op"] == "|" and source.language in _PIPES:
+                match = None  # a command follows
             span = None if match is None else _value(text, lower, match, place, stem, configures=configures)
             if match is not None and span is not None:
                 taken = span[1]
@@ -150,7 +153,7 @@ def _without_operator(
     start, end = match.span("value")
     if (match["close"] and not configures) or text[start - 1] not in " \t\n*" or not (configures or within):
         return None
-    alone = configures and _ALONE.match(line) is not None and _ends_line(text, end)
+    alone = configures and _ALONE.match(line) is not None and _ends_line(text, end) and text[start] != "("
     if _FLAG.search(line) or _SETS.search(line) or alone:
         end = _trimmed(text, start, end) if configures else _until(text, start, end)
         return (start, end) if is_secretive(text[start:end], evidence) else None

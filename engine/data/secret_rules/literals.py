@@ -33,10 +33,22 @@ _WRAP = re.compile(
     r"(?:\b(?:new|await)\s+|[&*])?[\w.:<>!$&*@\[\]]{0,40}[({\[]$|(?<!\w)[@$a-z]{1,3}$|<[\w.]{1,30}>$|\\$"
 )
 "A call, bracket, prefix or cast that a literal stands in."
-_OPERATOR = re.compile(r"(?::=|=>|<-|~=|[=!]={1,2}|[|?]{2}=|[=:>,：]|(?<!\|)\||\b(?:is|was|by))$")
+_OPERATOR = re.compile(r"(?::=|=>|<-|~=|[=!]={1,2}|[|?]{2}=|[=:>,：]|(?<!\|)\||\b(?:is|are|was|by))$")
 _PROSE = frozenset({"Markdown", "reStructuredText", "AsciiDoc", "Org"})
 _SAID = re.compile(r"(?:^|[:=|：]|\bis|\bto)\W{0,8}$")
 "What a sentence says a name's value with."
+_OTHER_NAME = re.compile(r"[\w, ?\[\]]{0,40}>[ \t]{1,4}[A-Za-z_]\w{0,60}[ \t]{0,4}=")
+"A type's end, and the name that the literal is given."
+_ASKED = re.compile(
+    r"\.(?:kid|id|hash|thumbprint|digest|name|type|alg|length)(?:\(\))?(?:\.|\s{0,4}[=!]=|\)?,)|\buuid\.", re.IGNORECASE
+)
+"What is asked of the named thing, and compared; identifiers that are parsed."
+_FIELD = re.compile(r"\{\s{0,20}(?!value|data|content|text|string|raw|plain|val\b)\w{1,40}\s{0,4}[:=]", re.IGNORECASE)
+"The first field of what is made of the named type."
+_MEMBER = re.compile(
+    r"\s{0,4}(?:\?\.|->)(?!value|data|content|text|string|raw|plain|secret|token|key|pass)[a-z]\w{1,40}\s{0,4}[=!:]"
+)
+"Another member of the named thing is meant."
 _RETURNS = re.compile(r"\)\s{0,4}=>")
 "What a call that is given the name returns."
 _CALLED = re.compile(r"(\w{1,60})\([^()\n]{0,100}[\"'`]$")
@@ -56,7 +68,7 @@ _IDENTIFIES = re.compile(r"[\s,;:._-]id\s{0,4}[=:]\s{0,4}$")
 "Another entry, or attribute, which identifies."
 _VARIABLE = re.compile(r"env(?:iron)?\w{0,8}(?:\.get)?[(\[]\s{0,8}$")
 "What reads a variable of the environment, whose name stands in the literal."
-_NEXT_GROUP = re.compile(r"^\)\s*,|\)\s*,\s*[(\[{]")
+_NEXT_GROUP = re.compile(r"^[)}]\s*,|\)\s*,\s*[(\[{]")
 "What ends the name's own brackets: the next argument or pair of a list."
 _ANOTHER = re.compile(r"[=(]|\bin\b|\bif\b")
 _FALLBACK = re.compile(
@@ -122,7 +134,13 @@ def _statement(
         return
     if prose and match["q"] == "`" and not _SAID.search(gap):
         return  # code that a sentence names
-    if _RETURNS.match(gap) or _IDENTIFIES.search(gap):
+    if (
+        _RETURNS.match(gap)
+        or _IDENTIFIES.search(gap)
+        or _OTHER_NAME.match(gap)
+        or _MEMBER.match(gap)
+        or _ASKED.search(gap)
+    ):
         return
     if not named and (gap.strip() or not gap) and not match["esc"] and in_string(text, place, match["q"]):
         return  # the mark closes a string in which the name stands among other words
@@ -188,6 +206,8 @@ def _is_loose(text: str, match: re.Match[str], begin: int, gap: str, evidence: E
         return True  # another part of a text that begins with a variable
     if gap.startswith("::") and text.endswith("Token", begin, match.end("tail")):
         return True  # what a lexer or a serialiser calls so
+    if _FIELD.match(gap):
+        return True
     if evidence == Evidence.NEAR:
         return _OPERATOR_OR_CALL.match(gap) is None or _OTHER_ENTRY.search(gap) is not None
     return evidence == Evidence.NAMED and "$(" in gap

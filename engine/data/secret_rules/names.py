@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,15 @@ _DATA = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012345678
 _LONG_DATA = 48
 "Characters of encoded data side by side; names are shorter."
 _BEFORE = re.compile(r"([A-Za-z]+) $")
+_ASSIGNED = re.compile(r"\s{0,8}(?::?=(?!=)|\()")
+_SAYS_BEHIND = re.compile(r" (?:ids?|fingerprint|thumbprint|hash|digest)\b", re.IGNORECASE)
+"What a name of several words ends with, whose value is no secret."
+_FAILS = re.compile(r"\bfail(?:s|ed)?\b", re.IGNORECASE)
+_TAKES = re.compile(
+    r"set|equal|eq|put|add|push|append|insert|value|type|fill|send|text|write|assign|store|compare|match|is|to|of|from"
+    r"|new|parse|decode|encode|encrypt|concat|replace|default|or|unwrap|expect|get|fetch|update|init|create|make|build|contain"
+)
+"How the names of calls begin that are given a value for the object before their dot."
 _PUBLIC = re.compile(r"public|pub_?key|ssh-(?:rsa|ed)")
 _LONGEST = 40
 "Characters of an identifier before a stem."
@@ -153,11 +162,12 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         return None  # another word in capital letters
     begin = name_start(text, start)
     prefix = text[begin:start]
-    if prefix[-1:].isalpha() and (words := _glued().get(stem.text)) is not None:
+    if prefix[-1:].isalpha() and (glued := _glued().get(stem.text)) is not None:
         camel = text[start].isupper() and prefix[-1].islower()
-        if not camel and not prefix.lower().endswith(words):
+        if not camel and not prefix.lower().endswith(glued):
             return None
-    before = _split(prefix)[-2:]
+    words = _split(prefix)
+    before = words[-2:]
     if _is_resource(prefix) or _RESOURCE.search(text, max(0, begin - _LONGEST), start) is not None:
         return None
     if _within_data(text, start, tail_start):
@@ -170,6 +180,20 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         (before and before[-1] in _words("other_pass")) or text[begin - 1 : begin + 5] == "=pass:"
     ):
         return None  # of several passes; a filter's argument
+    if not _words("transformed").isdisjoint(words):
+        return None
+    if text[begin - 3 : begin] == "://" or (stem.text == "pw" and prefix.endswith(".") and text[begin - 1] == "/"):
+        return None  # a host's name
+    if _SAYS_BEHIND.match(text, match.end("tail")):
+        return None
+    if stem.text == "pass" and not prefix and _FAILS.search(text, max(0, begin - 60), begin):
+        return None  # of values that are right and wrong
+    if "." in tail and text.startswith("(", match.end("tail")) and not _TAKES.match(tail.rpartition(".")[2].lower()):
+        return Evidence.ALONE  # another call of what the name is of
+    if stem.text == "salt" and not _is_secret_salt(text, match, words):
+        return None
+    if stem.text == "auth" and "data" in _split(tail):
+        return None  # what an authenticator signs
     if any(word in _words("no_password" if stem.evidence == Evidence.PASSWORD else "no_secret") for word in before):
         return None
     if stem.text == "auth" and before[-1:] == ["basic"] and text.startswith("(", match.end("tail")):
@@ -190,6 +214,13 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
     if stem.text == "pass" and not prefix and not tail.strip(".-") and not _GIVEN.match(text, tail_start):
         return None  # a statement, or a word of prose
     return stem.evidence
+
+
+def _is_secret_salt(text: str, match: re.Match[str], words: Sequence[str]) -> bool:
+    """Tells whether a salt is a program's own, and not a field of a salted hash."""
+    if words:
+        return not _words("secret_salt").isdisjoint(words)
+    return not match.groupdict().get("close") and _ASSIGNED.match(text, match.end("tail")) is not None
 
 
 def _is_resource(prefix: str) -> bool:

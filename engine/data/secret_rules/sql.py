@@ -23,7 +23,8 @@ _CELL = re.compile(
 _SECRET_COLUMN = re.compile(
     r"passw|pwd|secret|token|api_?key|access_?key|credential|private_?key|salt\b", re.IGNORECASE
 )
-_OTHER_COLUMN = re.compile(r"_(?:id|at|name|type|hash|url|date|expir\w*)\W*$", re.IGNORECASE)
+_OTHER_COLUMN = re.compile(r"_(?:id|at|name|type|hash|url|date|expir\w*)\W*$|[cx]srf", re.IGNORECASE)
+_UUID = re.compile(r"[\da-fA-F]{8}(?:-[\da-fA-F]{4}){3}-[\da-fA-F]{12}$")
 
 
 def sql(source: SearchedText) -> Iterator[Found]:
@@ -55,9 +56,9 @@ def _inserted(text: str, lower: str, position: int, columns: list[str]) -> Itera
             if cell[group] is not None:
                 start, end = cell.span(group)
                 value = text[start:end]
-                if (number in wanted or named) and is_secretive(
-                    value, Evidence.PASSWORD if number in wanted else Evidence.NAMED
-                ):
+                told = Evidence.PASSWORD if number in wanted else Evidence.NAMED
+                known = number in wanted or (named and not _UUID.match(value))
+                if known and is_secretive(value, told):
                     yield "password in SQL", start, end
                 named = bool(_SECRET_COLUMN.search(value)) and len(value) < 60 and not _OTHER_COLUMN.search(value)
             position, number = cell.end(), number + 1
