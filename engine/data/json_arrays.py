@@ -1,4 +1,4 @@
-"""Reads the rows of a JSON array one at a time, however long it is, and each again by the byte that it begins at."""
+"""Reads rows of a JSON array, or objects of many lines, one at a time, and each again by the byte that it begins at."""
 
 from __future__ import annotations
 
@@ -19,24 +19,46 @@ def is_array(file: BinaryIO) -> bool:
     return head.startswith(b"[")
 
 
+def is_spread(file: BinaryIO) -> bool:
+    """Tells whether a file begins with an object that goes on behind its bracket's line. Leaves it at its start."""
+    head = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+    file.seek(0)
+    return head.split(b"\n", 1)[0].strip() == b"{" and len(head) > 1
+
+
 def elements(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
-    """Yields where each element of the array begins, and the element.
+    """Yields where each element of the array begins, and the element; a comma behind the last one does no harm.
 
     Raises:
         ValueError: it is no JSON from some element on, one is longer than `longest` bytes, or something follows.
     """
-    position = _skipped(file, 0, b"")[0] + 1  # behind the bracket that opens it
-    while True:
-        position, mark = _skipped(file, position, b",")
-        if mark in (b"]", b""):
-            if mark == b"":
-                raise ValueError("the array is not closed")
-            if _skipped(file, position + 1, b"")[1]:
-                raise ValueError("something follows the array")
-            return
+    position = _skipped(file, 0)[0] + 1  # behind the bracket that opens it
+    position, mark = _skipped(file, position)
+    while mark != b"]":
+        if mark == b"":
+            raise ValueError("the array is not closed")
         value, length = _read(file, position, longest)
         yield position, value
-        position += length
+        position, mark = _skipped(file, position + length)
+        if mark == b",":
+            position, mark = _skipped(file, position + 1)
+        elif mark not in (b"]", b""):
+            raise ValueError("no comma stands before it")
+    if _skipped(file, position + 1)[1]:
+        raise ValueError("something follows the array")
+
+
+def objects(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
+    """Yields where each of the values begins that follow one another, and the value.
+
+    Raises:
+        ValueError: it is no JSON from some value on, or one is longer than `longest` bytes.
+    """
+    position, mark = _skipped(file, 0)
+    while mark:
+        value, length = _read(file, position, longest)
+        yield position, value
+        position, mark = _skipped(file, position + length)
 
 
 def element_at(file: BinaryIO, position: int, longest: int) -> Any:
@@ -48,11 +70,11 @@ def element_at(file: BinaryIO, position: int, longest: int) -> Any:
     return _read(file, position, longest)[0]
 
 
-def _skipped(file: BinaryIO, position: int, passed: bytes) -> tuple[int, bytes]:
-    """Returns the place of the first byte from `position` on that is neither space nor in `passed`, and that byte."""
+def _skipped(file: BinaryIO, position: int) -> tuple[int, bytes]:
+    """Returns the place of the first byte from `position` on that is no space, and that byte."""
     file.seek(position)
     while chunk := file.read(_CHUNK):
-        rest = chunk.lstrip(_SPACE + passed + (b"\xef\xbb\xbf" if position == 0 else b""))
+        rest = chunk.lstrip(_SPACE + (b"\xef\xbb\xbf" if position == 0 else b""))
         if rest:
             return position + len(chunk) - len(rest), rest[:1]
         position += len(chunk)

@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 from engine.data.messages import kind_of
 
+_GZIP = b"\x1f\x8b"
+
 
 def lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes | None]]:
     """Yields where each line begins, and the line; None for one of more than `longest` bytes."""
@@ -25,10 +27,13 @@ def refuse_other_encodings(file: BinaryIO) -> None:
     """Leaves a file at its start.
 
     Raises:
-        ValueError: it is UTF-16 or UTF-32, whose lines end in other bytes.
+        ValueError: it is UTF-16 or UTF-32, whose lines end in other bytes, or it is compressed.
     """
-    encoding = json.detect_encoding(file.read(4))
+    head = file.read(4)
     file.seek(0)
+    if head.startswith(_GZIP):
+        raise ValueError("it is compressed by gzip, and its name does not end in .gz")
+    encoding = json.detect_encoding(head)
     if not encoding.startswith("utf-8"):
         raise ValueError(f"it is {encoding.upper()}, and JSON is UTF-8 (iconv -f {encoding} -t utf-8 makes it so)")
 

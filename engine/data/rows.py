@@ -10,24 +10,24 @@ from __future__ import annotations
 import bisect
 import contextlib
 import gzip
-import json
 import os
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, ClassVar, cast
+from typing import Any, BinaryIO, ClassVar
 
 from engine import errors
 from engine.data.collect import SourceFile
 from engine.data.conversations import LANGUAGE, Conversation, RowReader
-from engine.data.json_arrays import element_at, elements, is_array
+from engine.data.json_arrays import element_at, elements, is_array, is_spread, objects
 from engine.data.json_lines import lines, object_of, problem_of, refuse_other_encodings
 from engine.data.languages import language_by_name
 from engine.data.messages import NoConversationError, kind_of
+from engine.data.row_files import data_files, file_kind, opened_json
 from engine.data.tables import RowGroups, arrow_groups, parquet_groups, row_values
 from engine.home_folder import expand_home
 
@@ -39,8 +39,6 @@ _LONGEST_LINE = 64 << 20
 _COMPRESSION = 3
 "Source text compresses to about a third; an estimate."
 _ROWS_AT_ONCE = 256
-_NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")
-"What a saved data set says about itself."
 TEXT = "Text"
 "Language of a row that names no path, or one of no known kind."
 ROW_EXAMPLES = 50
@@ -105,7 +103,8 @@ class DataSet(ABC):
         try:
             yield
         except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=error) from error
+            problem = "not all of it was written by gzip" if isinstance(error, gzip.BadGzipFile) else error
+            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=problem) from error
 
     def _taken(self, part: int, number: int, position: int, values: Mapping[str, Any]) -> Row | None:
         """The row; None, and counted, where it has no text in the column."""
@@ -215,13 +214,13 @@ def open_data_set(given: Path, column: str, reader: RowReader | None = None) -> 
     try:
         if not path.exists():
             raise errors.DATA_SET_UNUSABLE(path=given, problem="it does not exist")
-        files = sorted(_data_files(path)) if path.is_dir() else [path]
+        files = sorted(data_files(path)) if path.is_dir() else [path]
         if odd := next((file for file in files if not file.is_file()), None):
             # Rows are read twice, and a FIFO would be waited for.
             raise errors.DATA_SET_UNUSABLE(path=given, problem=f"{odd.name} is no regular file")
     except OSError as error:  # such as a name too long for a path
         raise errors.DATA_SET_UNUSABLE(path=given, problem=error.strerror or error) from error
-    kinds = {_kind(file) for file in files}
+    kinds = {file_kind(file) for file in files}
     if len(kinds) != 1 or "" in kinds:
         problem = "it holds no .jsonl, .parquet or .arrow file" if not files else "its files are of several kinds"
         raise errors.DATA_SET_UNUSABLE(path=given, problem="its kind is not known" if kinds == {""} else problem)
@@ -236,33 +235,6 @@ def estimate_text_bytes(given: Path) -> int:
     """
     files = open_data_set(given, "").files
     return sum(file.stat().st_size * (_COMPRESSION if file.suffix in (".gz", ".parquet") else 1) for file in files)
-
-
-def _data_files(folder: Path) -> Iterator[Path]:
-    """Files with rows below a folder; links are not followed. Of a saved data set only what its state names."""
-    for here, folders, names in os.walk(folder):
-        folders.sort()
-        listed = _saved_files(Path(here))
-        for name in sorted(names if listed is None else listed):
-            file = Path(here) / name
-            if _kind(file) and not file.is_symlink() and file.is_file():
-                yield file
-
-
-def _saved_files(folder: Path) -> list[str] | None:
-    """The files that `save_to_disk` wrote into a folder, of which others may be caches; None if it is not of it."""
-    try:
-        state = json.loads((folder / "state.json").read_bytes())
-        return [str(entry["filename"]) for entry in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _kind(file: Path) -> str:
-    name = file.name.removesuffix(".gz")
-    if name.endswith((".jsonl", ".ndjson", ".json")) and name not in _NOTES:
-        return "json"
-    return "table" if file.suffix in (".parquet", ".arrow") else ""
 
 
 def _known_column(names: Collection[str]) -> str:
@@ -304,17 +276,19 @@ class JsonLines(DataSet):
     def __init__(self, path: Path, files: Sequence[Path], column: str, reader: RowReader) -> None:
         super().__init__(path, files, column, reader)
         self._open: tuple[int, BinaryIO] | None = None
-        self._arrays: set[int] = set()
-        "Files that are an array of rows."
+        self._whole: dict[int, Callable[[BinaryIO, int], Iterator[tuple[int, Any]]]] = {}
+        "How files are read that are an array of rows, or objects of many lines."
 
     def rows(self) -> Iterator[Row]:
         """See DataSet."""
         first: dict[str, Any] | None = None
         for part, file in enumerate(self.files):
-            with self._reading(), _opened(file) as opened:
+            with self._reading(), opened_json(file) as opened:
                 refuse_other_encodings(opened)
                 if file.name.removesuffix(".gz").endswith(".json") and is_array(opened):
-                    self._arrays.add(part)
+                    self._whole[part] = elements
+                elif is_spread(opened):
+                    self._whole[part] = objects
                 for number, position, values in self._objects(opened, part):
                     first = values if first is None else first
                     self._choose(values, values)
@@ -322,6 +296,8 @@ class JsonLines(DataSet):
                         yield row
         if first is None:
             named = next(iter(self.examples.values()), [])
+            if not self.total:
+                raise errors.DATA_SET_UNUSABLE(path=self.path, problem="it holds no row")
             problem = "no line or element of it is a JSON object" + "".join(f" (the first: {one})" for one in named[:1])
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem=problem)
         if not self.found:
@@ -330,9 +306,9 @@ class JsonLines(DataSet):
     def _objects(self, file: BinaryIO, part: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """Number, first byte and values of each row of a file that is a JSON object; the others are counted."""
         number = -1
-        if part in self._arrays:
+        if part in self._whole:
             try:
-                for number, (position, values) in enumerate(elements(file, _LONGEST_LINE)):
+                for number, (position, values) in enumerate(self._whole[part](file, _LONGEST_LINE)):
                     if isinstance(values, dict):
                         yield number, position, values
                     else:
@@ -355,9 +331,9 @@ class JsonLines(DataSet):
         try:
             if self._open is None or self._open[0] != row.part:
                 self.close()
-                self._open = row.part, _opened(self.files[row.part])
+                self._open = row.part, opened_json(self.files[row.part])
             file = self._open[1]
-            if row.part in self._arrays:
+            if row.part in self._whole:
                 values = element_at(file, row.position, _LONGEST_LINE)
             else:
                 file.seek(row.position)
@@ -371,10 +347,6 @@ class JsonLines(DataSet):
         if self._open is not None:
             self._open[1].close()
             self._open = None
-
-
-def _opened(file: Path) -> BinaryIO:
-    return cast("BinaryIO", gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
 
 
 # --- Arrow and Parquet -------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_lines_that_are_no_rows_are_passed_over(tmp_path: Path) -> None:
         (lambda path: write_json(path / "a.csv", []), "data-set-unusable", "kind"),
         (lambda path: write_json(path / "a.parquet", []), "data-set-unusable", "arquet"),
         (lambda path: write_json(path / "a.arrow", []), "data-set-unusable", "a.arrow"),
-        (lambda path: write_json(path / "a.jsonl.gz", []).with_suffix(".gz"), "data-set-unusable", "no line"),
+        (lambda path: write_json(path / "a.jsonl.gz", []).with_suffix(".gz"), "data-set-unusable", "holds no row"),
     ],
 )
 def test_what_cannot_be_used(tmp_path: Path, make: object, code: str, named: str) -> None:
@@ -287,6 +287,67 @@ def test_an_array_that_breaks_off_is_read_up_to_there(tmp_path: Path) -> None:
     assert summary.skipped == {"cut off": 1}
     [line] = summary.examples["cut off"]
     assert line.startswith(f"{path}, row 9: ")
+
+
+@pytest.mark.parametrize(
+    ("between", "read", "problem"),
+    [
+        (" ", 1, "no comma stands before it"),
+        (",,", 1, "Expecting value"),
+        ("; ", 1, "no comma stands before it"),
+        ("]", 1, "something follows the array"),
+        (", ", 9, ""),
+    ],
+)
+def test_commas_alone_part_the_rows_of_an_array(tmp_path: Path, between: str, read: int, problem: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(f"[{between.join(json.dumps({'text': f'a {i}'}) for i in range(9))},\n]")
+    data_set = open_data_set(path, "")
+    assert len(list(data_set.rows())) == read
+    assert data_set.skipped == ({"cut off": 1} if problem else {})
+    assert problem in data_set.examples.get("cut off", [""])[0]
+
+
+def test_rows_are_parted_before_the_first_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[,{"text": "a"}]')
+    with pytest.raises(EliteError, match="Expecting value"):
+        list(open_data_set(path, "").rows())
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf\r\n"])
+def test_objects_of_many_lines(tmp_path: Path, name: str, mark: bytes) -> None:
+    rows = [{"text": f"größe {i}", "more": {"x": [i, "}\n{"]}} for i in range(40)]
+    content = mark + "\n".join(json.dumps(row, indent=2, ensure_ascii=False) for row in rows).encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    data_set = open_data_set(path, "")
+    found = list(data_set.rows())
+    assert [data_set.read(row) for row in found] == [row["text"] for row in rows]
+    assert data_set.total == 40
+    data_set.close()
+    path.write_bytes(gzip.compress(content[:-30]) if name.endswith("gz") else content[:-30])
+    data_set = open_data_set(path, "")
+    assert len(list(data_set.rows())) == 39
+    assert data_set.skipped == {"cut off": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", gzip.compress(b'{"text": "a"}\n'), "compressed by gzip, and its name does not end in .gz"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n') + b"more", "not all of it was written by gzip"),
+        ("a.jsonl.gz", b'{"text": "a"}\n', "not all of it was written by gzip"),
+        ("a.json", b"[]", "it holds no row"),
+        ("a.jsonl", b"\n \n", "it holds no row"),
+    ],
+)
+def test_files_that_are_no_data_set_say_why(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(EliteError, match=problem):
+        list(open_data_set(path, "").rows())
 
 
 def test_what_is_no_text_differs_from_what_is_missing(tmp_path: Path) -> None:
