@@ -15,9 +15,11 @@ from datetime import datetime
 from typing import Any
 
 from engine.data.messages import (
+    MEDIA,
     NoConversationError,
     as_messages,
     calls_of,
+    check_row,
     content_of,
     failed,
     is_on,
@@ -29,7 +31,7 @@ from engine.data.messages import (
 
 LANGUAGE = "Conversation"
 "What the report lists them under."
-REVISION = 2
+REVISION = 3
 "Raised when the same row would be read otherwise; part of every store's key."
 
 _ROLES: Mapping[str, str] = {
@@ -60,6 +62,8 @@ _COLUMNS = (
     "input",
     "chosen",
     "weight",
+    "label",
+    *MEDIA,
     *dict.fromkeys(name for pair in _PAIRS for name in pair),
 )
 "What is read of a row."
@@ -256,7 +260,8 @@ class RowReader:
         get = self._get(values)
         if get("chosen") is None or get("rejected") is None:
             raise NoConversationError("no pair", "it has no chosen and rejected answer")
-        sides = [self._found({**values, **self._only(get(name))}) for name in ("chosen", "rejected")]
+        name = self.fields.get("chosen", "chosen")
+        sides = [self._found({**values, name: side}) for side in (get("chosen"), get("rejected"))]
         (chosen, *_), (rejected, *_) = sides
         if chosen == rejected:
             raise NoConversationError("no pair", "its chosen and its rejected answer are the same")
@@ -270,11 +275,6 @@ class RowReader:
         if any(side.weights is not None for side in made):
             raise NoConversationError("bad weight", "it has a weight other than 0 and 1, which no pair can have")
         return replace(made[0], rejected=made[1])
-
-    def _only(self, side: Any) -> dict[str, Any]:
-        """Values that make a row hold one side of a preference, and nothing else to read instead."""
-        others = {self.fields.get(name, name): None for name in _MESSAGES}
-        return {**others, self.fields.get("chosen", "chosen"): side}
 
     def _conversation(
         self,
@@ -313,11 +313,16 @@ class RowReader:
         weight = self.weight(values)
         tools = tools_of(get("tools") if get("tools") is not None else get("functions"))
         system = get("system")
+        check_row(get)
         given = next((get(name) for name in _MESSAGES if get(name) is not None), None)
-        if given is not None:
+        chosen = get("chosen")
+        # Messages that end with a request are what both sides of a preference answer.
+        asked = given is not None and chosen is not None and not self._is_answered(given)
+        if chosen is not None and (asked or self.preferences or given is None):
+            prompt = get("prompt")
+            messages, learnt = self._preferred(given if prompt is None and asked else prompt, chosen)
+        elif given is not None:
             messages, learnt = self._messages(given, "messages")
-        elif (chosen := get("chosen")) is not None:
-            messages, learnt = self._preferred(get("prompt"), chosen)
         else:
             messages, learnt = self._pair(values)
         if isinstance(system, str) and system.strip() and messages and messages[0]["role"] not in ("system", "prompt"):
@@ -347,6 +352,11 @@ class RowReader:
             learnt.append(on)
         return messages, learnt
 
+    def _is_answered(self, given: Any) -> bool:
+        """Whether messages end with an answer."""
+        messages, _ = self._messages(given, "messages")
+        return bool(messages) and messages[-1]["role"] == "assistant"
+
     def _message(self, given: Any, name: str) -> tuple[dict[str, Any], float]:
         """A message, and its weight in the loss if it is an answer."""
         if not isinstance(given, dict):
@@ -359,13 +369,16 @@ class RowReader:
         if known is None:
             raise NoConversationError("bad role", f"{name} has the role {role[:40]!r}")
         content = next((get(key) for key in ("content", "value", "text") if get(key) is not None), None)
-        content, reasoning = content_of(content, name)
+        content, reasoning, parts = content_of(content, name)
+        if parts and known != "assistant":
+            raise NoConversationError("bad content", f"{name} ({role}) holds a call of a tool")
         if known == "call":
             message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": calls_of(content, name)}
         else:
             message = {"role": known, "content": content}
-            calls = get("tool_calls") if get("tool_calls") is not None else get("function_call")
-            if known == "assistant" and calls not in (None, [], {}, ""):
+            given_calls = (get("tool_calls"), get("function_call"), parts)
+            calls = next((calls for calls in given_calls if calls not in (None, [], {}, "")), None)
+            if known == "assistant" and calls is not None:
                 message["tool_calls"] = calls_of(calls, name)
             elif content is None and known != "assistant":
                 raise NoConversationError("bad content", f"{name} ({role}) has no content")
@@ -379,7 +392,7 @@ class RowReader:
                 message[key] = get(key)
         if get("is_error") is True or get("error") not in (None, False, "") or get("status") == "error":
             message["failed"] = True
-        weight = weight_of(get("weight"), name)
+        weight = weight_of(get("weight") if get("weight") is not None else get("loss_weight"), name)
         return message, weight if all(is_on(get(flag), flag, name) for flag in _FLAGS) else 0.0
 
     def _preferred(self, prompt: Any, chosen: Any) -> tuple[list[dict[str, Any]], list[float]]:

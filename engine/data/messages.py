@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 _DEEPEST = 48
 """Levels of objects and lists in the arguments of a call."""
+_TEXTS = ("text", "input_text", "output_text")
+_REASONING = ("thinking", "reasoning")
+_CALLS = ("tool_call",)
+"""Types of parts."""
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
 """Of a loss: what fp32 gradients can add up beside losses of weight 1."""
+
+
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+"""Columns beside messages, whose words speak of what these hold."""
 
 
 class NoConversationError(Exception):
@@ -46,26 +54,45 @@ def parsed(value: Any) -> Any:
     return value
 
 
-def content_of(given: Any, name: str) -> tuple[str | None, str | None]:
-    """A message's text, and the reasoning among its parts."""
+def check_row(get: Callable[[str], Any]) -> None:
+    """Refuses a row whose text alone would teach something else.
+
+    Args:
+        get: A field of the row by its name.
+
+    Raises:
+        NoConversationError: it marks its answer as one that is not wanted, or holds pictures or sound.
+    """
+    if get("label") is False:
+        raise NoConversationError("not trained", "its label is false, which marks an answer that is not wanted")
+    for name in MEDIA:
+        if get(name) not in (None, [], {}, ""):
+            raise NoConversationError("bad content", f"it has {name}, and only text is trained on")
+
+
+def content_of(given: Any, name: str) -> tuple[str | None, str | None, list[Any]]:
+    """A message's text, and the reasoning and the calls of tools among its parts."""
     if given is None or isinstance(given, str):
-        return given, None
+        return given, None, []
     if not isinstance(given, list):
         raise NoConversationError("bad content", f"the content of {name} is {kind_of(given)}")
-    texts, reasoning = [], []
+    texts: list[str] = []
+    reasoning: list[str] = []
+    calls: list[Any] = []
     for part in given:
         if isinstance(part, str):
             texts.append(part)
             continue
         kind = part.get("type", "text") if isinstance(part, dict) else kind_of(part)
-        text = part.get("text") if isinstance(part, dict) else None
-        if kind in ("text", "input_text", "output_text") and isinstance(text, str):
-            texts.append(text)
-        elif kind in ("thinking", "reasoning") and isinstance(part.get(kind, text), str):
-            reasoning.append(part.get(kind, text))
-        else:
-            raise NoConversationError("bad content", f"{name} holds a part that is no text ({str(kind)[:40]!r})")
-    return "".join(texts), "".join(reasoning) or None
+        told = [part.get(key) for key in ("text", "value", str(kind))] if isinstance(part, dict) else []
+        text = next((one for one in told if isinstance(one, str)), None)
+        if text is None or kind not in _TEXTS + _REASONING + _CALLS:
+            what = (
+                f"without text ({kind!r})" if kind in _TEXTS + _REASONING else f"that is no text ({str(kind)[:40]!r})"
+            )
+            raise NoConversationError("bad content", f"{name} holds a part {what}")
+        (texts if kind in _TEXTS else reasoning if kind in _REASONING else calls).append(text)
+    return "".join(texts), "".join(reasoning) or None, [_json(call) for call in calls]
 
 
 def calls_of(given: Any, name: str) -> list[dict[str, Any]]:

@@ -154,13 +154,13 @@ def _message(given: Mapping[str, Any], number: int) -> dict[str, Any]:
     name = f"message {number}"
     if not isinstance(given.get("role"), str):
         raise NoConversationError("bad message", f"{name} has no role")
-    content, reasoning = content_of(given.get("content"), name)
+    content, reasoning, calls = content_of(given.get("content"), name)
     made: dict[str, Any] = {"role": given["role"], "content": content}
     reasoning = given.get("reasoning_content") or reasoning
     if isinstance(reasoning, str):
         made["reasoning_content"] = reasoning
-    if given.get("tool_calls"):
-        made["tool_calls"] = calls_of(given["tool_calls"], name)
+    if calls := given.get("tool_calls") or calls:
+        made["tool_calls"] = calls_of(calls, name)
     return made | {key: given[key] for key in ("name", "tool_call_id") if isinstance(given.get(key), str)}
 
 

@@ -40,6 +40,15 @@ FORMS = {
         "rejected": [turn("user", "Q"), turn("assistant", "bad")],
         "messages": [turn("user", "something else"), turn("assistant", "to be read by no one")],
     },
+    "what is asked as messages": {
+        "conversations": [
+            {"from": "human", "value": "H"},
+            {"from": "gpt", "value": "Hi"},
+            {"from": "human", "value": "Q"},
+        ],
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": {"from": "gpt", "value": "bad"},
+    },
     "one message": {"prompt": "Q", "chosen": turn("assistant", "good"), "rejected": turn("assistant", "bad")},
     "a common first answer": {
         "chosen": [turn("user", "H"), turn("assistant", "Hi"), turn("user", "Q"), turn("assistant", "good")],
@@ -60,7 +69,10 @@ def test_both_sides_of_a_row_in_any_form(row):
     assert chosen.messages[:-1] == chosen.rejected.messages[:-1]
     assert chosen.messages[-2]["content"] == "Q"
     # Without the objective the same row is its chosen side alone.
-    assert RowReader({}).read(row).rejected is None
+    alone = RowReader({}).read(row)
+    assert alone.rejected is None
+    if "conversations" in row:
+        assert (answers(alone), len(alone.messages)) == (["good"], 4)
 
 
 @pytest.mark.parametrize(
