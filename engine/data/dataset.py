@@ -249,11 +249,13 @@ def _too_little(
                 problem = reading.examples[reason][0].rpartition(": ")[2]
                 problem = f"{reading.skipped[reason]:,} conversations cannot be written by it, the first as {problem}"
                 return errors.CHAT_TEMPLATE_UNUSABLE(name=template.name, problem=problem, known=", ".join(TEMPLATES))
+    skipped = Counter(collection.skipped) + reading.skipped
+    told = describe_skipped(dict(skipped.most_common()))
     if reading.files:
         tokens = f"about {reading.estimated_tokens:,}"
+        path += f" ({told})" if skipped else ""
         return errors.REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=len(reading.files))
-    skipped = Counter(collection.skipped) + reading.skipped
-    return errors.REPOSITORY_NO_SOURCE(path=path, skipped=describe_skipped(dict(skipped.most_common())))
+    return errors.REPOSITORY_NO_SOURCE(path=path, skipped=told)
 
 
 def _key(reading: Reading, data: DataSection, encoder: Encoder, chats: Chats | None, cut: int | None) -> str:

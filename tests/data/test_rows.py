@@ -308,6 +308,13 @@ def test_commas_alone_part_the_rows_of_an_array(tmp_path: Path, between: str, re
     assert problem in data_set.examples.get("cut off", [""])[0]
 
 
+def test_what_is_left_out_is_named_where_too_little_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"} {"text": "b"} {"text": "c"}]')
+    with pytest.raises(EliteError, match=r"skipped 1 file: 1 cut off\) fills only"):
+        build(path, tmp_path)
+
+
 def test_rows_are_parted_before_the_first_one(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[,{"text": "a"}]')
