@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -85,6 +86,23 @@ def _changed_call(call: Message, content: Change, name: Change, key: Change) -> 
     function["name"] = name(function["name"])
     function["arguments"] = changed(function.get("arguments"), content, key=key)
     return {**call, "function": function}
+
+
+def with_text_arguments(message: Message) -> Message:
+    """A message whose calls have their arguments as JSON in a text, as DeepSeek's templates take them."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {
+            **call,
+            "function": {
+                **call["function"],
+                "arguments": json.dumps(call["function"].get("arguments"), ensure_ascii=False),
+            },
+        }
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
 
 
 def changed(value: Any, change: Change, deep: int = 0, key: Change = str) -> Any:

@@ -10,9 +10,10 @@ compared with the whole: a template for which they differ cannot be split, and i
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,6 +22,7 @@ from engine.tokenization.chat_messages import (
     Message,
     strings_of,
     thought_of,
+    with_text_arguments,
     with_thought,
 )
 from engine.tokenization.chat_template import ChatTemplate, Marks, RenderError
@@ -81,6 +83,15 @@ class ConversationRenderer:
             RenderError: the template refuses the conversation.
             SplitError: its rendering cannot be split.
         """
+        return self._tried(messages, lambda given: self._rendered(given, tools, learnt, now))
+
+    def _rendered(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None,
+        learnt: Sequence[float] | None,
+        now: datetime | None,
+    ) -> list[Piece]:
         messages = [self._with_reasoning(message) for message in messages]
         learnt = [1.0] * len(messages) if learnt is None else learnt
         whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
@@ -88,6 +99,7 @@ class ConversationRenderer:
         answers = self._marked_answers if self.template.marks_answers else self._found_answers
         try:
             parts = self._marked(conversation)
+            _check_written(conversation, parts)
             return _pieces(parts, answers(conversation, parts, learnt), self._control)
         except (RenderError, SplitError) as error:
             if (early := conversation.early_answer()) is None:
@@ -103,6 +115,23 @@ class ConversationRenderer:
         Raises:
             RenderError, SplitError: as `render`.
         """
+        return self._tried(messages, lambda given: self._prompt_of(given, tools, now))
+
+    @staticmethod
+    def _tried(messages: Sequence[Message], render: Callable[[Sequence[Message]], list[Piece]]) -> list[Piece]:
+        """Renders with the arguments of calls as objects; as JSON in a text where a template takes no objects."""
+        try:
+            return render(messages)
+        except RenderError:
+            told = [with_text_arguments(message) for message in messages]
+            if told != list(messages):
+                with contextlib.suppress(RenderError):
+                    return render(told)
+            raise
+
+    def _prompt_of(
+        self, messages: Sequence[Message], tools: Sequence[Message] | None, now: datetime | None
+    ) -> list[Piece]:
         messages = [self._with_reasoning(message) for message in messages]
         whole = "\n".join((*strings_of(messages), *strings_of(tools or []), self.template.text))
         conversation = MarkedConversation(self.template, messages, tools, Marks.apart_from(whole), self._control, now)
@@ -201,9 +230,6 @@ class ConversationRenderer:
             position += len(part.text)
         text = "".join(part.text for part in parts)
         begins = [begin for begin, *_ in strings]
-        for number, message in enumerate(conversation.messages):
-            if number not in first and any(string.strip() for string in conversation.strings(number)):
-                raise SplitError(f"it does not write message {number + 1} ({message.get('role')})")
         found = []
         for number, message in enumerate(conversation.messages):
             if message.get("role") != "assistant" or not learnt[number]:
@@ -226,7 +252,7 @@ class ConversationRenderer:
         key = "prompt", conversation.shape(number)
         units = self._units(written)
         known = self._known.get(key)
-        if conversation.early_answer() == number and not conversation.begins(number):
+        if conversation.early_answer() == number:
             return self._early_prompt(conversation, number, written)
         if known and (taken := _matched(units, known)) is not None:
             return taken
@@ -243,25 +269,40 @@ class ConversationRenderer:
         raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
 
     def _early_prompt(self, conversation: MarkedConversation, number: int, written: str) -> int:
-        """As `_prompt`, before any request, where a template does not begin by asking for an answer.
+        """As `_prompt`, before any request.
 
-        It must write before the answer what it writes between a request and its answer.
+        A template may refuse to ask for such an answer, or write instructions of its own before it, but only if there
+        is a message. So it is the prompt between a request and its answer that must be written, or all of it but what
+        begins the model's own turn, such as a token before reasoning.
         """
-        wanted = conversation.between()
-        at = written.rfind(wanted)
-        if at < 0:
-            raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
-        return at + len(wanted)
+        alone = conversation.prompt_alone(number)
+        if alone and (taken := _matched(self._units(written), self._units(alone))) is not None:
+            return taken
+        prompt = conversation.between()
+        if (at := written.rfind(prompt)) >= 0:
+            return at + len(prompt)
+        units, wanted = self._units(written), self._units(prompt)
+        begin = max((place for place, unit in enumerate(units) if unit == wanted[0]), default=len(units))
+        pairs = zip(units[begin:], wanted, strict=False)
+        end = begin + sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if end > begin + 1 or begin < end == len(units):
+            return sum(map(len, units[:end]))
+        raise SplitError(f"what it writes before message {number + 1} is not its prompt for an answer")
 
     def _closing(self, conversation: MarkedConversation, number: int, written: str) -> int:
-        """How many characters of what stands behind an answer the model writes."""
-        units, key = self._units(written), ("end", conversation.shape(number + 1))
+        """How many characters of what stands behind an answer the model writes: nothing behind the end token."""
+        units, key = self._ended(self._units(written)), ("end", conversation.shape(number + 1))
         if (known := self._known.get(key)) is not None and (taken := self._ending(units, known)) is not None:
             return taken
-        wanted = self._known[key] = self._units(conversation.tail(number + 1, prompt=False))
+        wanted = self._known[key] = self._ended(self._units(conversation.end(number)))
         if (taken := self._ending(units, wanted)) is not None:
             return taken
         raise SplitError(f"what it writes behind message {number + 1} is not its end of an answer")
+
+    def _ended(self, units: list[str]) -> list[str]:
+        """Units up to the end token, behind which a template may write a prompt that nobody asked for."""
+        end = self.template.tokens.get("eos_token")
+        return units[: units.index(end) + 1] if end in units else units
 
     def _ending(self, units: Sequence[str], wanted: Sequence[str]) -> int | None:
         """How many characters the units begin with, if they end an answer as is wanted.
@@ -303,6 +344,18 @@ class ConversationRenderer:
             units += [text[position : found.start()], found[0]]
             position = found.end()
         return [unit for unit in (*units, text[position:]) if unit]
+
+
+def _check_written(conversation: MarkedConversation, parts: Sequence[Part]) -> None:
+    """Refuses a rendering that leaves a message out.
+
+    Raises:
+        SplitError: it has no string of a message that has some.
+    """
+    written = {part.message for part in parts}
+    for number, message in enumerate(conversation.messages):
+        if number not in written and any(string.strip() for string in conversation.strings(number)):
+            raise SplitError(f"it does not write message {number + 1} ({message.get('role')})")
 
 
 def _matched(units: Sequence[str], wanted: Sequence[str]) -> int | None:

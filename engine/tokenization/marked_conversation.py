@@ -15,6 +15,8 @@ from engine.tokenization.chat_template import ChatTemplate, Marks, RenderError
 TOLD = ("system", "developer")
 """Roles whose words may change what a template writes elsewhere, such as /no_think."""
 
+_ASKED: Message = {"role": "user", "content": "a"}
+
 
 class SplitError(Exception):
     """A template's rendering cannot be split into turns exactly. The message says where."""
@@ -75,18 +77,18 @@ class MarkedConversation:
         number = next((number for number, role in enumerate(roles) if role not in TOLD), len(roles))
         return number if number < len(roles) and roles[number] == "assistant" else None
 
-    def begins(self, number: int) -> bool:
-        """Whether the template writes the prompt of an answer with nothing but instructions before it."""
+    def prompt_alone(self, number: int) -> str | None:
+        """What the template writes as the prompt of an answer behind nothing but instructions; None: it fails."""
         try:
-            self.tail(number, prompt=True)
+            return self.tail(number, prompt=True)
         except RenderError:
-            return False
-        return True
+            return None
 
     def between(self) -> str:
         """What the template writes as a prompt behind a request, the end of its turn apart."""
-        asked = [{"role": "user", "content": "a"}]
-        ends, goes_on = (self._template.render(asked, None, prompt=prompt, now=self._now) for prompt in (False, True))
+        ends, goes_on = (
+            self._template.render([_ASKED], None, prompt=prompt, now=self._now) for prompt in (False, True)
+        )
         if not goes_on.startswith(ends):
             raise SplitError("it writes a request in another way before an answer")
         return goes_on[len(ends) :]
@@ -110,12 +112,26 @@ class MarkedConversation:
             message if message.get("role") in TOLD else changed_message(message, stub, stub, str)
             for message in self.messages[:number]
         ]
+        return self._tail(stubs, prompt=prompt)
+
+    def _tail(self, stubs: Sequence[Message], *, prompt: bool) -> str:
         rendered = self._render(stubs, names=self.names, prompt=prompt)
         parts = self.parts(rendered)
         if parts is None:
             raise SplitError("it writes a string in part")
         strings = [place for place, part in enumerate(parts) if part.message >= 0]
         return "".join(part.text for part in parts[strings[-1] + 1 if strings else 0 :])
+
+    def end(self, number: int) -> str:
+        """What a template writes behind an answer with which a conversation ends."""
+        try:
+            return self.tail(number + 1, prompt=False)
+        except RenderError:
+            if self.early_answer() != number:
+                raise
+            # Some refuse a conversation in which nobody asks.
+            before = [message for message in self.messages[:number] if message.get("role") in TOLD]
+            return self._tail([*before, _ASKED, changed_message(self.messages[number], stub, stub, str)], prompt=False)
 
     def parts(self, marked: str) -> list[Part] | None:
         """What a marked rendering is made of; None where a mark has no partner."""

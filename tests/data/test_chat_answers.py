@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +31,25 @@ PLAIN = "{% for m in messages %}<|turn|>{{ m.role }}<|message|>{{ m.content }}<|
 LAST_THOUGHT = (
     "{% for m in messages %}{% set c = m.content %}{% if m.role == 'assistant' and not loop.last %}"
     "{% set c = c.split('</think>')[-1] %}{% endif %}<|turn|>{{ m.role }}<|message|>{{ c }}<|end|>{% endfor %}" + PROMPT
+)
+
+GREETED = (  # as Qwen's: instructions of its own, if there is a message
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|turn|>system<|message|>Help.<|end|>{% endif %}"
+    "<|turn|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant<|message|>{% endif %}"
+)
+BEGUN = GREETED.replace("loop.first and", "false and").replace("<|turn|>{{", "{{ '<think>' if loop.first }}<|turn|>{{")
+"As Llama 3's, which puts what begins a text before its first message."
+ASKS = (  # as Qwen3.5's
+    "{% if messages|selectattr('role', 'equalto', 'user')|list|length == 0 %}{{ raise_exception('nobody asks') }}"
+    "{% endif %}" + GREETED
+)
+ASKING = PLAIN.replace(PROMPT, "<|turn|>assistant<|message|>")
+"As Cohere's: a prompt for the next answer, whether it is asked for or not."
+TOLD = (  # as DeepSeek's: arguments as text
+    "{% for m in messages %}<|turn|>{{ m.role }}<|message|>{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+    "{{ '(' + c.function.name + ' ' + c.function.arguments + ')' }}{% endfor %}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant<|message|>{% endif %}"
 )
 
 
@@ -134,7 +155,7 @@ def test_a_conversation_may_begin_with_an_answer(name: str, before: list[dict[st
     ]
     now = datetime(2026, 11, 30)  # noqa: DTZ001 - as templates write it
     chats, row = Chats(encoder, template), RowReader({}, dated=True).read({"messages": messages}, now)
-    if name == "gemma3" or (name == "mistral" and before):
+    if name == "gemma3":
         problem = f"^message {len(before) + 1} is an answer before any request, for which it has no prompt [(].*[)]$"
         with pytest.raises((RenderError, SplitError), match=problem):
             chats.render(row)
@@ -153,3 +174,91 @@ def test_a_conversation_may_begin_with_an_answer(name: str, before: list[dict[st
     # What is learnt of it is what is learnt behind a request.
     assert encoder.decode(other.ids[other.learnt].tolist()) == said
     assert second
+
+
+@pytest.mark.parametrize("template", [GREETED, BEGUN, ASKS])
+def test_nothing_before_a_first_answer_is_learnt_but_its_own_turn(template: str) -> None:
+    messages = [
+        {"role": "assistant", "content": "Welcome."},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
+    _, said, ids, wanted = pieces(template, messages)
+    assert said == ["Welcome.<|end|>", "a<|end|>"]
+    assert ids == wanted
+
+
+def test_a_prompt_that_nobody_asked_for_is_not_learnt() -> None:
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+        {"role": "user", "content": "r"},
+        {"role": "assistant", "content": "b"},
+    ]
+    text, said, ids, wanted = pieces(ASKING, messages)
+    assert said == ["a<|end|>", "b<|end|>"]
+    assert ids == wanted
+    assert text.endswith("b<|end|><|turn|>assistant<|message|>")
+
+
+def test_a_template_may_take_arguments_as_text() -> None:
+    arguments = {"q": "größe <|end|>", "n": [1, None, {"k": True}]}
+    messages = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "", "tool_calls": call(**arguments)},
+        {"role": "tool", "content": "r"},
+        {"role": "assistant", "content": "a"},
+    ]
+    backend = byte_level([added(name, special=True) for name in CONTROL])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TOLD, eos_token="<|end|>")
+    encoder = Encoder(tokenizer)
+    template = find_template(tokenizer, encoder, "")
+    assert template is not None
+    chats = Chats(encoder, template)
+    row = RowReader({}).read({"messages": messages})
+    [encoded] = chats.encode([row], None)
+    as_text = json.dumps(arguments, ensure_ascii=False)
+    written = [
+        messages[0],
+        {**messages[1], "tool_calls": [{**call()[0], "function": {"name": "look_up", "arguments": as_text}}]},
+        *messages[2:],
+    ]
+    assert encoder.decode(encoded.ids.tolist()) == tokenizer.apply_chat_template(written, tokenize=False)
+    said = encoder.decode(encoded.ids[encoded.learnt].tolist())
+    assert said == f"(look_up {as_text})<|end|>a<|end|>"
+    # Four turns end; the one that an argument spells is text.
+    assert encoded.ids.tolist().count(backend.token_to_id("<|end|>")) == 4
+    prompt = chats.prompt(row.messages[:3])
+    assert prompt == encoded.ids.tolist()[: len(prompt)]
+    row = RowReader({}).read({"messages": [{"role": "user", "content": "u"}, {**messages[1]}]})
+    refusing = find_template(
+        PreTrainedTokenizerFast(
+            tokenizer_object=backend, chat_template="{{ raise_exception('never') }}", eos_token="<|end|>"
+        ),
+        encoder,
+        "",
+    )
+    assert refusing is not None
+    with pytest.raises(RenderError, match=r"^never$"):
+        Chats(encoder, refusing).render(row)
+
+
+def test_a_message_that_marked_answers_leave_out_is_refused() -> None:
+    template = (
+        "{% for m in messages %}<|turn|>{{ m.role }}<|message|>{% if m.role == 'assistant' %}{% generation %}"
+        "{% if loop.last %}{{ m.content }}{% endif %}<|end|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        "{% endfor %}"
+    )
+    asked = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    _, said, ids, wanted = pieces(template, asked)
+    assert (said, ids) == (["a<|end|>"], wanted)
+    with pytest.raises(SplitError, match="it does not write message 2"):
+        pieces(template, [*asked, *asked])
+
+
+def test_a_template_has_the_processors_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a row is read or refused as on an idle one."""
+    clock = itertools.count(step=1000)
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    _, said, _, _ = pieces(PLAIN, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
+    assert said == ["<|message|>a<|end|>"]
