@@ -1,16 +1,22 @@
-"""A session from its row to its gradient, in tiles, against plain transformers over the whole sequence at once."""
+"""A session from its row to its gradient, in tiles, against plain transformers over the whole sequence at once.
+
+The reference's attention is torch's over all keys at once, or written out: scores, softmax and sum over all keys, a few
+hundred queries at a time, without a fused kernel.
+"""
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import torch.utils.checkpoint
 from data.test_conversation_rows import tokenizer, write
 from steps.test_whole_step import Quiet, gradients
 from support.tiny import tiny_model
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from engine.config import DataSection, LoraSection
 from engine.data.dataset import build_dataset
@@ -18,6 +24,9 @@ from engine.models.adapter import attach_adapter
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.streamed_windows import StreamedWindows
+
+QUERIES = 256
+"Whose scores are held together."
 
 
 def session(tokens: int, seed: int) -> list[dict[str, Any]]:
@@ -53,6 +62,31 @@ def rendered(words: Any, messages: list[dict[str, Any]]) -> tuple[list[int], lis
     return [*ids, *rest], [*labels, *[-100] * len(rest)]
 
 
+def written_out(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **more: Any
+) -> tuple[torch.Tensor, None]:
+    """Causal attention of one head and one document. Query, key, value: (1, 1, tokens, width)."""
+
+    def part(first: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        scores = query @ key.transpose(-1, -2) * more["scaling"]
+        places = torch.arange(first, first + query.shape[-2])
+        later = torch.arange(key.shape[-2]) > places[:, None]
+        return torch.softmax(scores.masked_fill(later, -math.inf), dim=-1) @ value
+
+    assert attention_mask is None
+    assert query.shape == key.shape == value.shape
+    made = []
+    for first in range(0, query.shape[-2], QUERIES):
+        last = min(first + QUERIES, query.shape[-2])
+        some = query[:, :, first:last], key[:, :, :last], value[:, :, :last]
+        made.append(torch.utils.checkpoint.checkpoint(part, first, *some, use_reentrant=False))
+    return torch.cat(made, dim=-2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("written_out", written_out)
+AttentionMaskInterface.register("written_out", lambda *_, **__: None)
+
+
 def wide(vocabulary: int, tokens: int, dtype: torch.dtype) -> Any:
     model = tiny_model(
         "llama", vocab_size=vocabulary, num_attention_heads=1, num_key_value_heads=1, max_position_embeddings=tokens
@@ -65,7 +99,9 @@ def wide(vocabulary: int, tokens: int, dtype: torch.dtype) -> Any:
     return adapted
 
 
-def compare(folder: Path, tokens: int, tile: int, dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+def compare(
+    folder: Path, tokens: int, tile: int, dtype: torch.dtype = torch.float64, attention: str = "sdpa"
+) -> dict[str, Any]:
     """Losses, labels, and the largest relative error of a gradient, of one session in both ways."""
     words = tokenizer()
     sessions = [session(tokens, seed) for seed in (1, 2)]
@@ -84,6 +120,7 @@ def compare(folder: Path, tokens: int, tile: int, dtype: torch.dtype = torch.flo
     assert window.targets == count < 0.3 * len(ids)
     scale = 1 / count
     reference = wide(len(words), len(ids), dtype)
+    reference.base_model.model.set_attn_implementation(attention)
     logits = reference(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1]
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(labels[1:]), reduction="sum", ignore_index=-100)
     (loss * scale).backward()
@@ -106,13 +143,22 @@ def compare(folder: Path, tokens: int, tile: int, dtype: torch.dtype = torch.flo
     }
 
 
+LONG = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+
 @pytest.mark.parametrize(
-    ("tokens", "tile"), [(1500, 256), pytest.param(65_536, 4096, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])]
+    ("tokens", "tile", "attention"),
+    [
+        (1500, 256, "sdpa"),
+        (1500, 256, "written_out"),
+        pytest.param(16_384, 2048, "written_out", marks=LONG),
+        pytest.param(65_536, 4096, "sdpa", marks=LONG),
+    ],
 )
 def test_a_session_in_tiles_has_the_loss_and_gradient_of_the_whole_sequence(
-    tmp_path: Path, tokens: int, tile: int
+    tmp_path: Path, tokens: int, tile: int, attention: str
 ) -> None:
-    found = compare(tmp_path, tokens, tile)
+    found = compare(tmp_path, tokens, tile, attention=attention)
     assert found["gradients"] > 0
     assert found["loss_error"] < 1e-10
     assert found["gradient_error"] < 1e-9
