@@ -20,7 +20,7 @@ from tests.tui.test_themes import contrast
 
 TEXT, MARK = 4.5, 3.0
 "WCAG 2.2, 1.4.3 and 1.4.11: of text, and of what else carries meaning."
-DRAWN = set("─│┄┈╌·░▏▕▌ ")
+DRAWN = set("─│┄┈╌·░▏▕▌▁▔▊▎ ")
 "Lines between parts and the empty rest of bars and charts, which say nothing by themselves."
 
 
@@ -29,8 +29,8 @@ def closed(screen):
     return [step.region for step in screen.query(TrailStep) if step.has_class("-closed")]
 
 
-def too_faint(screen):
-    """Text and marks of a screen that stand out too little, with their colours."""
+def too_faint(screen, region=None):
+    """Text and marks of a screen, or of a region of it, that stand out too little, with their colours."""
     found = []
     inactive = closed(screen)
     for y, strip in enumerate(screen._compositor.render_strips()):
@@ -38,6 +38,8 @@ def too_faint(screen):
         for segment in strip:
             text, style, start = segment.text, segment.style, x
             x += segment.cell_length
+            if region is not None and not region.contains(start + len(text) - len(text.lstrip()), y):
+                continue
             if style is None or style.color is None or style.bgcolor is None or not text.strip():
                 continue
             pair = [tuple(part / 255 for part in colour.get_truecolor()) for colour in (style.color, style.bgcolor)]
