@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.text import Text
 from textual import on
 from textual.app import App, SystemCommand
+from textual.screen import ModalScreen
 
 from elite_tui import messages
 from elite_tui.actions import ACTIONS, bindings_for, global_actions
@@ -132,6 +133,8 @@ class EliteApp(App[str]):
         if name == "runs" and self._screen_name != "compare":  # which is left to the list itself
             self._behind = self._screen_name
         self._screen_name = name
+        while isinstance(self.screen, ModalScreen):  # dialogs of the screen that is left
+            self.pop_screen()
         self.switch_screen(build_screen(name, self))
 
     def step(self, offset: int) -> None:
@@ -227,6 +230,13 @@ class EliteApp(App[str]):
         if action is not None and (not action.screens or self.screen.check_action(action.name, ())):
             node = self.screen if action.screens else self
             self.call_later(node.run_action, action.name)
+
+    def action_command_palette(self) -> None:
+        """Shows the palette; a dialog is answered first."""
+        from elite_tui.screens.palette import Palette
+
+        if not isinstance(self.screen, ModalScreen):
+            self.push_screen(Palette(id="--command-palette"))
 
     def action_show_runs(self) -> None:
         """Switches to the list of runs, and from there back."""

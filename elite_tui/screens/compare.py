@@ -19,6 +19,7 @@ from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.choice_bar import ChoiceBar
 from elite_tui.widgets.diff_widget import Lines
+from elite_tui.widgets.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +44,7 @@ class CompareScreen(ChartScreen):
         yield Lines(id="who")
         yield ChoiceBar(id="chart-tabs")
         yield LineChart(id="chart")
-        yield DataTable(id="table", cursor_type="row", cell_padding=1)
+        yield Table[Text](id="table", cursor_type="row", cell_padding=1)
 
     def enter(self) -> None:
         """Focuses the table, which scrolls."""

@@ -16,6 +16,7 @@ from elite_tui.format.tiers import epoch_seconds, machine_in_words
 from elite_tui.messages import Changed
 from elite_tui.screens.app_screen import Watching
 from elite_tui.state_part import StatePart
+from elite_tui.widgets.table import Table
 
 if TYPE_CHECKING:
     from textual.app import ComposeResult
@@ -57,7 +58,7 @@ class ModelsScreen(Watching, ModalScreen[str]):
             dialog.border_title = "Models"
             dialog.border_subtitle = "enter chooses · esc closes"
             yield Static(id="about", markup=False)
-            yield DataTable(id="models", cursor_type="row", cell_padding=1)
+            yield Table[Text](id="models", cursor_type="row", cell_padding=1)
             yield Static(
                 "A hub id or a local folder in Hugging Face format works too: type it into the model's field.",
                 classes="muted",

@@ -20,6 +20,7 @@ from elite_tui.screens.app_screen import AppScreen
 from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.line_input import LineInput
+from elite_tui.widgets.table import Table
 from engine.plan.quantities import counted
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def in_order(runs: Sequence[RunSummary], column: Column, *, turned: bool) -> lis
     return [*known, *(run for run in runs if column.key(run) is None)]
 
 
-class RunTable(DataTable[str | Text]):
+class RunTable(Table[str | Text]):
     """The table of runs. It shows enter in the footer itself, since its binding hides the screen's."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "select_cursor", "Open")]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.text import Text
-from textual.widgets import DataTable
 
 from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, size_or_dash
 from elite_tui.format.layout import line_bar
 from elite_tui.format.tiers import epoch_seconds, short_places
+from elite_tui.widgets.table import Table
 
 if TYPE_CHECKING:
     from elite_tui.wizard.plans import Plans
@@ -33,7 +33,7 @@ BARS_FROM = 112
 _BAR = 4
 
 
-class TierTable(DataTable[Text]):
+class TierTable(Table[Text]):
     """The table. Its screen fills it; rows are in the order of the tiers."""
 
     def __init__(self, *, id: str) -> None:  # noqa: A002
