@@ -108,6 +108,7 @@ ACTIONS: tuple[Action, ...] = (
         label="Fields",
         help="Change between the optimisations and the form with every field of the configuration.",
         screens=("options",),
+        priority=True,  # a tab behind it is one in the form
     ),
     Action(
         name="preset_fastest",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from rich.text import Text
 from textual import on
 from textual.app import App, SystemCommand
+from textual.events import Key
 from textual.screen import ModalScreen
 
 from elite_tui import messages
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from textual.binding import BindingType
     from textual.dom import DOMNode
+    from textual.events import Event
     from textual.screen import Screen
 
     from elite_tui.action import Action
@@ -118,6 +120,13 @@ class EliteApp(App[str]):
         if self._first_screen != "runs":
             self.controller.begin()
         self.run_desk.ask_runs()
+
+    async def on_event(self, event: Event) -> None:
+        """Offers each key to the screen before it reaches a binding or a widget."""
+        # Here, where keys are handled in their order: the screen's own queue is behind a later tab.
+        top = self.screen_stack[-1:]
+        if not (isinstance(event, Key) and any(isinstance(one, Watching) and one.keep_key(event) for one in top)):
+            await super().on_event(event)
 
     # --- screens -------------------------------------------------------------------------------------------
 

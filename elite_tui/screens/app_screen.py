@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from textual.app import ComposeResult
+    from textual.events import Key
     from textual.geometry import Size
     from textual.widget import Widget
 
@@ -62,6 +63,10 @@ class Elite(Protocol):
 class Watching:
     """A screen that receives `Changed` for every change of the state."""
 
+    def keep_key(self, event: Key) -> bool:  # noqa: ARG002
+        """Returns whether the screen keeps a key for a widget that is not mounted yet."""
+        return False
+
 
 class AppScreen(Watching, Screen[None]):
     """One screen. Subclasses compose its content (`compose_body`) and draw it from the state (`show`)."""
@@ -96,8 +101,9 @@ class AppScreen(Watching, Screen[None]):
 
     def on_mount(self) -> None:
         """Draws everything once. Subclasses override `enter`: Textual calls the `on_mount` of each class itself."""
-        self.show(EVERYTHING)
-        self.enter()
+        if self.children and not self.is_left:  # else it loses its widgets already: another key has left it
+            self.show(EVERYTHING)
+            self.enter()
 
     def on_screen_resume(self, event: ScreenResume) -> None:
         """Spares the first entry the styles, which mounting has just applied to every widget.

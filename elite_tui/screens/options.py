@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on
 from textual.containers import Horizontal, Vertical, VerticalScroll
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from textual.binding import BindingType
+    from textual.events import Key
     from textual.widget import Widget
 
     from elite_tui.wizard.plans import Plans
@@ -45,6 +46,8 @@ class OptionsScreen(WizardScreen):
 
     _before: Plans | None = None
     "The plan before the last switch, as the baseline of the shown changes."
+    _form: OptionForm | None = None
+    "The form, also while it is being mounted."
 
     def compose_body(self) -> Iterable[Widget]:
         """Composes the verdict, the presets, the list with its details, and the form that replaces them."""
@@ -67,6 +70,7 @@ class OptionsScreen(WizardScreen):
     def enter(self) -> None:
         """Mounts the form where it is the last view or a field has a problem; focuses the list otherwise."""
         if self._shows_fields:
+            self._form = self._new_form()
             self.call_after_refresh(self._mount_form)
         else:
             self.query_one(OptimizationList).focus()
@@ -76,10 +80,15 @@ class OptionsScreen(WizardScreen):
         draft = self.state.draft
         return draft.kept(VIEW) == "fields" or bool(draft.problems().keys() - PROJECT_FIELDS.keys())
 
+    def _new_form(self) -> OptionForm:
+        return OptionForm(self.state.draft, self.state.problems(), PROJECT_FIELDS, id="form")
+
     async def _mount_form(self) -> None:
-        fields = self.query_one("#fields")
+        fields, form = self.query_one("#fields"), self._form
         await fields.remove_children()
-        await fields.mount(OptionForm(self.state.draft, self.state.problems(), PROJECT_FIELDS, id="form"))
+        if form is None or form is not self._form or form.is_attached:
+            return  # in the meantime the switches were asked for
+        await fields.mount(form)
         if not self.is_left:
             self.show(EVERYTHING)
 
@@ -235,13 +244,15 @@ class OptionsScreen(WizardScreen):
 
     # --- the form ------------------------------------------------------------------------------------------
 
-    async def action_all_fields(self) -> None:
+    def action_all_fields(self) -> None:
         """Toggles between the switches and the form."""
         fields = not self.has_class("-fields")
         self.set_class(fields, "-fields")
         self.elite.drafting.keep(VIEW, "fields" if fields else "")
+        self._form = self._new_form() if fields else None
         if fields:
-            await self._mount_form()
+            self.set_focus(None)  # what is typed from now on waits for the form
+            self.call_later(self._mount_form)
         else:
             self.query_one(OptimizationList).focus()
             self.show(EVERYTHING)
@@ -258,11 +269,35 @@ class OptionsScreen(WizardScreen):
             self._before = self.state.tiers.value
             self.elite.drafting.unswitch(name)
 
-    async def action_next_problem(self) -> None:
+    def action_next_problem(self) -> None:
         """Focuses the next field with a problem."""
         if not self.has_class("-fields"):
-            await self.action_all_fields()
-        self.query_one(OptionForm).next_problem()
+            self.action_all_fields()  # whose form begins with it
+        elif self._form is not None:
+            self._form.next_problem()
+
+    def focus_next(self, selector: str | type[Any] = "*") -> Widget | None:
+        """Focuses the next widget; in the form the next field, however fast the key is pressed."""
+        if self._form is not None and self._form.move_focus(1):
+            return self.focused
+        return super().focus_next(selector)
+
+    def focus_previous(self, selector: str | type[Any] = "*") -> Widget | None:
+        """Focuses the widget before; in the form the field before, and from behind the form its last one."""
+        form = self._form
+        if form is None:
+            return super().focus_previous(selector)
+        if form.move_focus(-1):
+            return self.focused
+        inside = form.has_focus_within
+        focused = super().focus_previous(selector)
+        if not inside and form.has_focus_within:
+            form.focus_last()
+        return focused
+
+    def keep_key(self, event: Key) -> bool:
+        """Keeps what is typed before the form has mounted the field for it."""
+        return self._form is not None and self._form.keep(event)
 
     @on(Input.Submitted)
     def _submitted(self) -> None:

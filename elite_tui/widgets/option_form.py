@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from textual.app import ComposeResult
+    from textual.events import Key
     from textual.widget import Widget
 
     from elite_tui.wizard.draft import Draft
@@ -65,8 +66,11 @@ class OptionForm(VerticalScroll):
         self._placeholders: Mapping[str, str] = {}
         self._mounted = 0
         "Number of mounted rows."
-        self._awaited = ""
-        "Path of the field to focus once its row is mounted."
+        wrong = [spec.path for spec in self._specs if spec.path in problems]
+        self._awaited = wrong[0] if wrong else self._specs[0].path
+        "Path of the field to focus once its row is mounted: the first with a problem, else the first."
+        self._typed: dict[str, list[Key]] = {}
+        "Characters typed for fields whose rows are not mounted yet."
         self._mounting = False
         self._resting = False
         "Whether rows ahead wait for their turn."
@@ -87,21 +91,50 @@ class OptionForm(VerticalScroll):
         self._mounted = end
 
     def on_mount(self) -> None:
-        """Focuses the first field with a problem, else the first field."""
-        wrong = [spec.path for spec in self._specs if spec.path in self._problems]
-        self.focus_field(wrong[0] if wrong else self._specs[0].path)
+        """Focuses the awaited field."""
+        self._continue()
 
     def focus_field(self, path: str) -> None:
-        """Focuses a field once its row is mounted."""
+        """Focuses a field once its row is mounted; until then no other field takes what is typed."""
         self._awaited = path
         self._continue()
+        if self._awaited and self.is_attached:
+            self.screen.set_focus(None)
+
+    def move_focus(self, offset: int) -> bool:
+        """Moves the focus by `offset` fields, also to those without a row yet; returns False at an end of the form."""
+        row, paths = self._focused_row(), [spec.path for spec in self._specs]
+        present = self._awaited or (row.spec.path if row is not None else "")
+        index = paths.index(present) + offset if present else -1
+        if 0 <= index < len(paths):
+            self.focus_field(paths[index])
+            return True
+        self._awaited = ""
+        return False
+
+    def focus_last(self) -> None:
+        """Focuses the last field, which may have no row yet."""
+        self.focus_field(self._specs[-1].path)
+
+    def keep(self, event: Key) -> bool:
+        """Keeps a typed character for the field that is awaited; returns whether it did."""
+        if not (self._awaited and event.is_printable):
+            return False
+        self._typed.setdefault(self._awaited, []).append(event)
+        return True
 
     def _continue(self) -> None:
         """Focuses the awaited field, or mounts the next rows if more are wanted."""
-        row = next((row for row in self.query(FieldRow) if row.spec.path == self._awaited), None)
-        if row is not None and row.is_mounted:  # its control, too
-            self._awaited = ""
-            row.control.focus()
+        if not self.is_attached:
+            return
+        for row in self.query(FieldRow):
+            if not row.is_mounted or row.spec.path not in {self._awaited, *self._typed}:
+                continue
+            if row.spec.path == self._awaited:
+                self._awaited = ""
+                self.screen.set_focus(row.control)  # at once: another tab counts from here
+            for event in self._typed.pop(row.spec.path, ()):
+                row.control.post_message(event)
         if self._mounting or self._mounted >= len(self._specs):
             return
         height, end = self.size.height, self.virtual_size.height - self.scroll_y

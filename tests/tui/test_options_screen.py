@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from textual import events
 from textual.widgets import Button, Static
 
 from elite_tui.format.optimizations import EFFECTS_FROM, heading, row_line, signed_bytes, signed_duration
@@ -104,6 +105,76 @@ async def test_a_screen_may_be_left_before_it_has_mounted_its_form():
             app.go("review")
         await settled(pilot)
         assert screen_of(app) == "review"
+
+
+def press_at_once(app, *keys):
+    """Puts keys into the app's queue as a terminal's driver does: nobody waits for what the one before does."""
+    for key in keys:
+        event = events.Key(key, key if len(key) == 1 else None)
+        event.set_sender(app)
+        app.post_message(event)
+
+
+def field_of(app):
+    """Returns the path of the field that has the focus."""
+    rows = [node for node in app.focused.ancestors if isinstance(node, FieldRow)] if app.focused is not None else []
+    return rows[0].spec.path if rows else None
+
+
+@pytest.mark.parametrize("tabs", [3, 11, 40])
+async def test_tabs_faster_than_rows_are_mounted_reach_their_field(tabs):
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        press_at_once(app, "f4", *["tab"] * tabs)  # the form is not even there
+        await until(pilot, lambda: field_of(app) is not None)
+        paths = [spec.path for spec in app.screen.query_one(OptionForm)._specs]
+        await until(pilot, lambda: field_of(app) == paths[tabs])
+        press_at_once(app, *["tab"] * tabs)
+        await until(pilot, lambda: field_of(app) == paths[2 * tabs])
+        press_at_once(app, *["shift+tab"] * (tabs + 1))
+        await until(pilot, lambda: field_of(app) == paths[tabs - 1])
+
+
+async def test_tab_leaves_the_form_behind_its_last_field_only():
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        await pilot.press("f4")
+        await until(pilot, lambda: field_of(app) is not None)
+        paths = [spec.path for spec in app.screen.query_one(OptionForm)._specs]
+        press_at_once(app, *["tab"] * (len(paths) - 1))
+        await until(pilot, lambda: field_of(app) == paths[-1], 60)
+        press_at_once(app, "tab")
+        await until(pilot, lambda: app.focused is not None and app.focused.id == "back")
+        press_at_once(app, "shift+tab")
+        await until(pilot, lambda: field_of(app) == paths[-1])
+
+
+async def test_from_behind_the_form_one_comes_to_its_last_field():
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        await pilot.press("f4")
+        await until(pilot, lambda: field_of(app) is not None)
+        paths = [spec.path for spec in app.screen.query_one(OptionForm)._specs]
+        app.screen.query_one("#back", Button).focus()
+        await pilot.pause()
+        press_at_once(app, "shift+tab", "shift+tab")
+        await until(pilot, lambda: field_of(app) == paths[-2], 60)
+
+
+async def test_what_is_typed_behind_quick_tabs_is_in_its_field():
+    app = make_app(machine=gpu_machine(), values=MODEL)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await enter(pilot)
+        await pilot.press("f4")
+        await until(pilot, lambda: field_of(app) is not None)
+        paths = [spec.path for spec in app.screen.query_one(OptionForm)._specs]
+        tabs = paths.index("lora.rank")
+        press_at_once(app, *["tab"] * tabs, *"48", *["tab"] * 3)
+        await until(pilot, lambda: app.state.draft.get("lora.rank") == 48)
+        await until(pilot, lambda: field_of(app) == paths[tabs + 3])
 
 
 async def test_digits_after_the_form_was_asked_for_apply_no_preset():
