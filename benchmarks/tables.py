@@ -26,7 +26,7 @@ from step_tables import (
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from engine.plan.quantities import format_seconds
+from engine.quantities import format_seconds
 
 
 def chaos_table(name: str = "chaos") -> str:

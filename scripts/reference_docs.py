@@ -23,8 +23,8 @@ from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
 from engine.models.spec import ModelSpec
 from engine.plan.planner import TierTable, plan_tiers
-from engine.plan.quantities import format_bytes, format_seconds
 from engine.plan.tiers import tiers
+from engine.quantities import format_bytes, format_seconds
 
 GENERATED = "<!-- Written by `make docs` from the code. -->"
 MODEL = "qwen2.5-coder-1.5b"

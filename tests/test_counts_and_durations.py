@@ -28,8 +28,8 @@ from engine.launch.problem_report import _journal
 from engine.models.catalogue import catalogue
 from engine.plan.choice import request_of_run
 from engine.plan.planner import tier_table
-from engine.plan.quantities import format_seconds
 from engine.protocol import RunFinished
+from engine.quantities import format_seconds
 from engine.runs.notices import notice_of
 from engine.runs.run_directory import RunDirectory
 

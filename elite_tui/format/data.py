@@ -15,7 +15,7 @@ from elite_tui.format.figures import (
     printable,
 )
 from elite_tui.format.layout import hanging, line_bar
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from engine.plan.quantities import GIB, format_bytes, format_context, format_parameters, format_seconds
+from engine.quantities import GIB, format_bytes, format_context, format_parameters, format_seconds
 
 NOT_AVAILABLE = "n/a"
 

@@ -15,8 +15,8 @@ from elite_tui.format.figures import (
     printable,
 )
 from elite_tui.format.layout import bar
-from engine.plan.quantities import counted
 from engine.plan.tiers import LEAST_UPDATES
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

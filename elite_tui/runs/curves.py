@@ -14,7 +14,7 @@ from elite_tui.plot.smoothing import WEIGHTS, Smoother
 from elite_tui.runs.history import ROWS, X_AXES, mean_of
 from elite_tui.widgets.chart import Picture
 from elite_tui.widgets.event_list import SIGNS
-from engine.plan.quantities import GIB
+from engine.quantities import GIB
 
 if TYPE_CHECKING:
     from elite_tui.runs.open_runs import OpenRun

@@ -14,7 +14,7 @@ from textual.content import Content
 from textual.highlight import HighlightTheme, highlight
 
 from elite_tui.format.figures import printable
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from elite_tui.runs.report import Sample

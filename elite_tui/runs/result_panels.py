@@ -18,7 +18,7 @@ from elite_tui.format.figures import (
 )
 from elite_tui.runs.finish_line import FinishLine, reference_words
 from elite_tui.runs.panels import state_mark
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from elite_tui.runs.report import RunReport

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from elite_tui.format.figures import printable
 from elite_tui.runs.eta import Eta
 from elite_tui.runs.history import RunHistory
-from engine.plan.quantities import counted
 from engine.protocol import (
     CheckpointSaved,
     CommandAcked,
@@ -25,6 +24,7 @@ from engine.protocol import (
     StepProgress,
     WarningRaised,
 )
+from engine.quantities import counted
 
 LOG_LINES_KEPT = 5_000
 HAPPENINGS_KEPT = 1_000

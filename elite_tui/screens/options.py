@@ -21,7 +21,7 @@ from elite_tui.widgets.text_block import TextBlock
 from elite_tui.wizard.draft import PROJECT_FIELDS
 from elite_tui.wizard.presets import PRESETS
 from engine.errors import EliteError
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -32,7 +32,7 @@ from elite_tui.wizard.facts import LanguageShare, RepositoryFacts
 from elite_tui.wizard.recent import remember
 from elite_tui.wizard.suggest import FolderSuggester
 from engine.config import field_spec
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

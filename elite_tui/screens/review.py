@@ -18,7 +18,7 @@ from elite_tui.widgets.text_block import TextBlock
 from elite_tui.wizard.checks import in_words, verdict
 from elite_tui.wizard.draft import PROJECT_FIELDS
 from engine import config
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -21,7 +21,7 @@ from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.line_input import LineInput
 from elite_tui.widgets.table import Table
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from textual.binding import BindingType

@@ -20,8 +20,8 @@ from typing import Any
 from engine.hardware.machine import Machine
 from engine.models.catalogue import find_model
 from engine.plan.planner import TierPlan, plan_context
-from engine.plan.quantities import format_seconds
 from engine.plan.request import PlanRequest
+from engine.quantities import format_seconds
 from engine.whole_file import replace_text
 
 GIB = 2**30

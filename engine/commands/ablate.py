@@ -14,7 +14,7 @@ from engine import config as run_config
 from engine.commands.output import print_json
 from engine.commands.run_options import add_run_options, read_run_mapping
 from engine.errors import TRAINING_FAILED
-from engine.plan.quantities import format_bytes, format_seconds
+from engine.quantities import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from engine.config import RunConfig

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.config.hosts import Host, deepspeed_command, join_command
 from engine.plan.cluster import Cluster, StrategyPlan
-from engine.plan.quantities import format_bytes, format_context, format_seconds
+from engine.quantities import format_bytes, format_context, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,8 +13,8 @@ from engine import config, errors
 from engine.commands.output import print_json
 from engine.data.collect import describe_skipped
 from engine.data.filters import PROBLEMS
-from engine.plan.quantities import counted
 from engine.plan.tiers import tiers
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from rich.console import Console

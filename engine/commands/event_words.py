@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import one_line
-from engine.plan.quantities import counted, format_seconds
 from engine.protocol import (
     CheckpointSaved,
     CommandAcked,
@@ -20,6 +19,7 @@ from engine.protocol import (
     StepCompleted,
     WarningRaised,
 )
+from engine.quantities import counted, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len, set_cell_size
 
 from engine.errors import one_line
-from engine.plan.quantities import format_seconds
+from engine.quantities import format_seconds
 from engine.runs.run_summary import ACTIVE
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from engine.models.catalogue import find_model
 from engine.plan.choice import Choice, choose_plan
 from engine.plan.optimization_states import states
 from engine.plan.optimizations import OptimizationState, optimizations, papers
-from engine.plan.quantities import format_bytes, format_seconds
+from engine.quantities import format_bytes, format_seconds
 
 NAMES = ("optimizations",)
 SUMMARY = "List every optimisation: what it does, whether it acts in a run here and why, and what it changes."

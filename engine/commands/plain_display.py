@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from engine.commands.event_words import describe, describe_ending, number
 from engine.errors import one_line
-from engine.plan.quantities import counted
 from engine.protocol import Envelope, LogLine, PhaseChanged, StepCompleted, StepProgress
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from engine.protocol import RunFailed, RunFinished

@@ -19,12 +19,12 @@ from engine.hardware.target import target_machine
 from engine.models.catalogue import ModelSpec, catalogue, find_model
 from engine.plan.cluster import NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
 from engine.plan.planner import TierPlan, TierTable, largest_context, tier_table
-from engine.plan.quantities import counted, format_bytes, format_context, format_parameters, format_seconds
 from engine.plan.request import PlanRequest
 from engine.plan.schedule import Schedule, make_schedule
 from engine.plan.search import HEADROOM, Budget
 from engine.plan.tiers import tiers
 from engine.plan.whole_time import whole_time
+from engine.quantities import counted, format_bytes, format_context, format_parameters, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console

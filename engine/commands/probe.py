@@ -14,7 +14,7 @@ from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.config import LoraSection, TrainingSection
-from engine.plan.quantities import format_bytes, format_seconds
+from engine.quantities import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from engine.benchmarking.probe import Probed

@@ -12,7 +12,7 @@ from engine import errors
 from engine.commands.output import print_json
 from engine.hardware import measured_files
 from engine.hardware.inventory import LIBRARIES, Machine, take_inventory
-from engine.plan.quantities import format_bytes
+from engine.quantities import format_bytes
 
 if TYPE_CHECKING:
     from engine.hardware.measured import Measured

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine import errors
 from engine.commands.output import print_json
 from engine.home_folder import expand_home
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from engine.data.sessions.collecting import Found

@@ -16,7 +16,7 @@ from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import TRAINING_FAILED
 from engine.home_folder import expand_home
 from engine.plan.optimizations import find_optimization, optimizations
-from engine.plan.quantities import format_seconds
+from engine.quantities import format_seconds
 
 if TYPE_CHECKING:
     from engine.verify.proof import Verdict

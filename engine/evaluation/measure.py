@@ -21,7 +21,7 @@ from engine.evaluation.result import Evaluation, TaskResult, samples_of, task_re
 from engine.evaluation.retrieval import RepositoryPrompts
 from engine.evaluation.tally import by_language, by_position, overall, tally_losses
 from engine.evaluation.tasks import Before, Task, ask, complete, tasks_of
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from engine.config import EvaluationSection

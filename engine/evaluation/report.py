@@ -16,7 +16,7 @@ from engine.evaluation.curve import RunCurve
 from engine.evaluation.markdown import code, table
 from engine.evaluation.projection import Projection, Score, project, score_in_hindsight
 from engine.evaluation.words import number, too_few_updates
-from engine.plan.quantities import format_bytes, format_seconds
+from engine.quantities import format_bytes, format_seconds
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:

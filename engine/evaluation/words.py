@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from engine.plan.quantities import counted
 from engine.plan.tiers import LEAST_UPDATES
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from engine.evaluation.intervals import Interval

@@ -30,7 +30,7 @@ from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
 from engine.models.folder import open_folder
 from engine.plan.choice import Choice, choose_plan
-from engine.plan.quantities import format_bytes
+from engine.quantities import format_bytes
 from engine.runs.run_directory import check_output
 from engine.runs.versions import library_checks
 

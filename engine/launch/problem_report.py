@@ -31,8 +31,8 @@ from engine.errors import EliteError, one_line
 from engine.hardware.inventory import take_inventory
 from engine.home_folder import expand_home
 from engine.launch.doctor import examine
-from engine.plan.quantities import format_bytes
 from engine.protocol import RankReported, RunFailed, StepCompleted, StepProgress
+from engine.quantities import format_bytes
 from engine.runs.crash_log import FILE_NAME
 from engine.runs.journal import decode_line
 from engine.runs.run_index import state_directory

@@ -15,12 +15,12 @@ from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import least_of, share_of
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, plan_context, tier_table
-from engine.plan.quantities import counted, format_context, format_seconds
 from engine.plan.request import PlanRequest, without_gpu
 from engine.plan.schedule import Schedule, given_stages, make_schedule
 from engine.plan.strategy import ranks_to_start
 from engine.plan.tiers import tier_of
 from engine.plan.whole_time import WholeTime, whole_time
+from engine.quantities import counted, format_context, format_seconds
 
 
 @dataclass(frozen=True, kw_only=True)

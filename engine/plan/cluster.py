@@ -11,10 +11,10 @@ from msgspec import structs
 
 from engine.hardware.machine import Gpu, Machine
 from engine.plan.planner import TierPlan, plan_context
-from engine.plan.quantities import counted, format_bytes
 from engine.plan.request import PlanRequest, workload_of
 from engine.plan.sequence import LINK_SHARE, exchange_bytes
 from engine.plan.strategy import sharding_refusal
+from engine.quantities import counted, format_bytes
 
 NETWORKS = {"1g": 0.125e9, "10g": 1.25e9, "25g": 3.1e9, "100g": 12.5e9, "200g": 25e9, "400g": 50e9}
 """Bytes a second of a network between hosts, in each direction, by name."""

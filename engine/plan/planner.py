@@ -16,7 +16,6 @@ from engine.models.families import refuse
 from engine.models.spec import ModelSpec
 from engine.plan.ledger_lines import Place
 from engine.plan.memory import Part
-from engine.plan.quantities import format_bytes, format_seconds
 from engine.plan.request import (
     PlanRequest,
     streaming_refusal,
@@ -31,6 +30,7 @@ from engine.plan.tiers import LEAST_UPDATES, tiers
 from engine.plan.time import TimePart
 from engine.plan.transfers import weights_moved
 from engine.plan.workload import Workload
+from engine.quantities import format_bytes, format_seconds
 
 FAR = 8
 "Times of its trained context from which a model is warned about."

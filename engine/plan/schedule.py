@@ -16,11 +16,11 @@ from msgspec import structs
 
 from engine import errors
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, TierTable, plan_context, tier_table
-from engine.plan.quantities import format_context, format_seconds
 from engine.plan.request import PlanRequest
 from engine.plan.step_layout import StepLayout
 from engine.plan.tiers import LEAST_UPDATES, tier_of, tiers
 from engine.plan.whole_time import WholeTime, whole_time
+from engine.quantities import format_context, format_seconds
 
 MOST_EPOCHS = 3.0
 "Passes over a repository, unless training.epochs is set: fine-tuning on code gains little from more, and forgets."

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elite_tui.format import figures
-from engine.plan.quantities import counted, format_bytes, format_context, format_parameters, format_seconds
+from engine.quantities import counted, format_bytes, format_context, format_parameters, format_seconds
 
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50}
 TIMES = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86_400, "y": 31_536_000}
