@@ -35,6 +35,13 @@ def format_seconds(seconds: float) -> str:
     return f"{whole}s"
 
 
+def format_timing(seconds: float) -> str:
+    """Formats a measurement with three significant digits below a minute: 48.2ms, 430ms, 1.23s, 51.2s, 2m 10s."""
+    if seconds >= 59.95:
+        return format_seconds(seconds)
+    return f"{_three_digits(seconds)}s" if seconds >= 0.9995 else f"{_three_digits(1000 * max(0.0, seconds))}ms"
+
+
 def _three_digits(value: float) -> str:
     return f"{value:,.{0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2}f}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import io
 import json
@@ -29,7 +30,7 @@ from engine.models.catalogue import catalogue
 from engine.plan.choice import request_of_run
 from engine.plan.planner import tier_table
 from engine.protocol import RunFinished
-from engine.quantities import format_seconds
+from engine.quantities import format_seconds, format_timing
 from engine.runs.notices import notice_of
 from engine.runs.run_directory import RunDirectory
 
@@ -114,3 +115,65 @@ def test_the_document_of_plans_spells_durations_as_the_product_does():
     assert len(rows) == len(alone) > 10
     assert all(row.endswith(f" of {duration} |") for row, duration in zip(rows, alone, strict=True))
     assert not re.search(r"\d (h|min|s) \|", page)
+
+
+# --- every message of the source -----------------------------------------------------------------------------
+
+HERE = Path(__file__).parents[1]
+UNIT = re.compile(r" ?(s|ms|sec|secs|kB|KB|MB|GB|TB)(?![\w/])")
+"A unit behind a figure that format_seconds, format_timing or format_bytes would have written."
+OTHER_WORDS = re.compile(r"\d ?(kB|KB|MB|GB|TB)\b(?!/s)|\b[Pp]rocessors?\b|\bfor good\b|\bto agree\b")
+"Decimal sizes, and words for which the product has another one."
+OTHER_SENSE = {"engine/hardware/cards.py", "engine/models/tokenizer_files.py"}
+"Files that read what others wrote: names of cards, and keys of tokenizer files."
+
+
+def messages(path):
+    """Yields line and text of each message: string literals but docstrings, formatted values as "{}"."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    # A string that is a statement is documentation: a docstring, or the one below a constant.
+    told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    joined = [node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)]
+    inside = {id(part) for node in joined for part in ast.walk(node) if part is not node}
+    for node in joined:
+        yield node.lineno, "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (told | inside):
+            yield node.lineno, node.value
+
+
+def misspelled(text):
+    return any(UNIT.match(rest) for rest in text.split("{}")[1:]) or OTHER_WORDS.search(text) is not None
+
+
+def test_every_message_spells_sizes_durations_and_the_cpu_alike():
+    found = []
+    for package in ("engine", "elite_tui"):
+        for path in sorted((HERE / package).rglob("*.py")):
+            name = path.relative_to(HERE).as_posix()
+            if name != "engine/quantities.py" and name not in OTHER_SENSE:
+                found += [f"{name}:{line}: {text}" for line, text in messages(path) if misspelled(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "text", ["{} MB free", "took {}s", "{} ms a step", "8 GB", "the processor trains", "it goes for good"]
+)
+def test_a_message_that_is_spelled_otherwise_is_found(text):
+    assert misspelled(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}/s", "448 GB/s", "{} GB/s", "{} steps", "{} GiB of RAM", "{}ers", "the CPU trains"]
+)
+def test_a_message_that_is_spelled_right_is_none(text):
+    assert not misspelled(text)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0.00ms"), (0.0482, "48.2ms"), (0.43, "430ms"), (0.9996, "1.00s"), (1.234, "1.23s"), (51.23, "51.2s"),
+     (59.949, "59.9s"), (59.96, "1m"), (113.5, "1m 54s")],
+)  # fmt: skip
+def test_timings_have_three_digits_below_a_minute(seconds, text):
+    assert format_timing(seconds) == text

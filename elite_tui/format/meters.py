@@ -69,7 +69,7 @@ def devices(snapshots: Sequence[Snapshot], own_bytes: int | None) -> list[Device
     used = now.disk_total - now.disk_free if now.disk_total is not None and now.disk_free is not None else None
     found.append(
         Device(
-            title="Processor, memory and disk",
+            title="CPU, memory and disk",
             levels=(
                 _level("CPU", snapshots, lambda s: share_of(s.cpu_percent, 100), ""),
                 _level(

@@ -200,7 +200,7 @@ def _plan_limit(planned: float | None) -> list[Limit]:
 
 
 def _device(view: RunView) -> str:
-    return view.started.device if view.started is not None else "the processor"
+    return view.started.device if view.started is not None else "the CPU"
 
 
 def marks(view: RunView, x_kind: str) -> list[Mark]:

@@ -74,7 +74,7 @@ class TypedConfirmScreen(ModalScreen[str]):
         with Vertical(id="dialog"):
             yield Static(self._question, classes="title", markup=False)
             yield Static(self._explanation, classes="muted", markup=False)
-            yield Static(Content.assemble("Type ", (self._word, "bold $text-accent"), " to agree."), id="ask")
+            yield Static(Content.assemble("Type ", (self._word, "bold $text-accent"), " to confirm."), id="ask")
             yield LineInput(id="word", compact=True)
             with Horizontal(classes="buttons"):
                 yield Button(self._label, id="agreed", compact=True, variant="error", disabled=True)

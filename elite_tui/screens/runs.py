@@ -265,7 +265,7 @@ class RunsScreen(AppScreen):
         self.app.push_screen(
             TypedConfirmScreen(
                 f"Delete {printable(run.model_name)}?",
-                f"{printable(str(run.path))} goes for good, with its checkpoints, its adapter and its log.",
+                f"{printable(str(run.path))} is permanently deleted, with its checkpoints, its adapter and its log.",
                 run.id[-SHORT_ID:],
                 "Delete",
             ),

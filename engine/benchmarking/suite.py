@@ -21,7 +21,7 @@ from engine.hardware.machine import Machine
 from engine.models.catalogue import find_model
 from engine.plan.planner import TierPlan, plan_context
 from engine.plan.request import PlanRequest
-from engine.quantities import format_seconds
+from engine.quantities import format_bytes, format_seconds, format_timing
 from engine.whole_file import replace_text
 
 GIB = 2**30
@@ -118,7 +118,7 @@ def _measure(case: Case) -> dict[str, Any]:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {limit:,.0f} s"}
+        return {"failed": f"not done after {format_seconds(limit)}"}
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
@@ -157,10 +157,10 @@ def _step_row(row: dict[str, Any]) -> str:
     cells = (
         f"{row['model']}, {row['precision']}",
         f"{row['context']:,}",
-        f"{seconds:.2f} s",
+        format_timing(seconds),
         f"{row['context'] / seconds:,.0f}",
-        f"{row['gpu_peak_allocated'] / GIB:.2f} GiB" if "gpu_peak_allocated" in row else "–",
-        f"{row['host_rss_bytes'] / GIB:.1f} GiB",
+        format_bytes(row["gpu_peak_allocated"]) if "gpu_peak_allocated" in row else "–",
+        format_bytes(row["host_rss_bytes"]),
         "–" if floor is None else f"{floor / seconds:.2f}",
     )
     return "| " + " | ".join(cells) + " |"

@@ -12,6 +12,7 @@ from engine.home_folder import expand_home
 from engine.models.families import FAMILIES
 from engine.models.proofs import find_proof
 from engine.models.wrappers import text_settings
+from engine.quantities import format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,5 +62,7 @@ def _show(proof: Proof) -> None:
     for ability, problem in proof.refused.items():
         print(f"{'✗' if problem else '✓'} {ability}{': ' if problem else ''}{problem}", file=sys.stderr)  # noqa: T201
     worst = max(proof.differences.values(), default=0.0)
-    compared = f"{len(proof.differences)} comparisons in {proof.seconds:.0f} s, largest difference {worst:.0e}"
+    compared = (
+        f"{len(proof.differences)} comparisons in {format_seconds(proof.seconds)}, largest difference {worst:.0e}"
+    )
     print(compared, file=sys.stderr, flush=True)  # noqa: T201

@@ -16,6 +16,7 @@ from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import StreamPlanError, one_line
 from engine.plan.stream_plan import StreamPlan, base_weights
+from engine.quantities import format_bytes, format_timing
 
 NAMES = ("bench",)
 SUMMARY = "Measure on this machine: an exact streamed step with random weights, or what packing gains."
@@ -240,20 +241,20 @@ def _describe(measured: dict[str, Any]) -> str:
     layers = f"{measured['layers']} of {measured['all_layers']} layers"
     lines = [
         f"{measured['model']} {measured['precision']}, {measured['context']:,} tokens, {layers}, {measured['backend']}",
-        f"  step         {seconds['total']:.2f} s: forward {seconds['forward']:.2f}, loss {seconds['loss']:.2f}, "
-        f"backward {seconds['backward']:.2f}",
+        f"  step         {format_timing(seconds['total'])}: forward {format_timing(seconds['forward'])}, "
+        f"loss {format_timing(seconds['loss'])}, backward {format_timing(seconds['backward'])}",
     ]
     if "gpu_peak_allocated" in measured:
         lines.append(
-            f"  GPU peak     {measured['gpu_peak_allocated'] / 2**30:.2f} GiB allocated, "
-            f"{measured['gpu_peak_reserved'] / 2**30:.2f} reserved"
+            f"  GPU peak     {format_bytes(measured['gpu_peak_allocated'])} allocated, "
+            f"{format_bytes(measured['gpu_peak_reserved'])} reserved"
         )
-    lines.append(f"  host         {measured['host_rss_bytes'] / 2**30:.2f} GiB more than before")
+    lines.append(f"  host         {format_bytes(measured['host_rss_bytes'])} more than before")
     if "attention_floor" in measured:
         floor = measured["attention_floor"]
         both = floor + measured["matrix_floor"]
         lines.append(
-            f"  floor        attention {floor:.2f} s ({floor / seconds['total']:.0%} of the step), "
-            f"with matrix products {both:.2f} s ({both / seconds['total']:.0%})"
+            f"  floor        attention {format_timing(floor)} ({floor / seconds['total']:.0%} of the step), "
+            f"with matrix products {format_timing(both)} ({both / seconds['total']:.0%})"
         )
     return "\n".join(lines)

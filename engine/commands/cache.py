@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.quantities import format_bytes
+
 if TYPE_CHECKING:
     from engine.models.kept_copies import KeptCopy
 
@@ -69,7 +71,7 @@ def _remove(copy: KeptCopy) -> None:
 
     if not remove_copy(copy.path):
         raise errors.COPY_IN_USE(path=copy.path)
-    print(f"removed {copy.path.name} ({copy.size / 1e9:.1f} GB)", file=sys.stderr)  # noqa: T201
+    print(f"removed {copy.path.name} ({format_bytes(copy.size)})", file=sys.stderr)  # noqa: T201
 
 
 def _print(copies: list[KeptCopy], folder: Path) -> None:
@@ -93,5 +95,5 @@ def _print(copies: list[KeptCopy], folder: Path) -> None:
     for copy in copies:
         used = time.strftime("%Y-%m-%d", time.localtime(copy.used))
         model = one_line(copy.model) or "(unfinished or damaged)"
-        table.add_row(*(Text(cell) for cell in (copy.path.name[:12], f"{copy.size / 1e9:.1f} GB", used, model)))
+        table.add_row(*(Text(cell) for cell in (copy.path.name[:12], format_bytes(copy.size), used, model)))
     console.print(table)

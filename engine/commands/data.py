@@ -14,7 +14,7 @@ from engine.commands.output import print_json
 from engine.data.collect import describe_skipped
 from engine.data.filters import PROBLEMS
 from engine.plan.tiers import tiers
-from engine.quantities import counted
+from engine.quantities import counted, format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -196,7 +196,7 @@ def _print_report(report: DataReport) -> None:
     for note in report.notes:
         console.print(f"note: {note}")
     how = "reused" if report.reused else "built"
-    console.print(f"store {how} in {report.seconds:.2f} s: {report.store}")
+    console.print(f"store {how} in {format_seconds(report.seconds)}: {report.store}")
 
 
 def _print_sources(console: Console, report: DataReport) -> None:

@@ -33,8 +33,9 @@ def run(args: argparse.Namespace) -> int:
         if not sys.stdin.isatty():
             raise errors.RUN_UNDELETABLE(path=found.path, problem="nobody is there to be asked, and --yes is not given")
         word = found.id[-4:]
-        print(f"{errors.one_line(found.path)} goes for good, with its checkpoints and its adapter.", file=sys.stderr)  # noqa: T201
-        if input(f"Type {word} to agree: ").strip() != word:
+        words = f"{errors.one_line(found.path)} is permanently deleted, with its checkpoints and its adapter."
+        print(words, file=sys.stderr)  # noqa: T201
+        if input(f"Type {word} to confirm: ").strip() != word:
             print("nothing was deleted", file=sys.stderr)  # noqa: T201
             return errors.INTERRUPTED
     delete_run(found)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine import config as run_config
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
+from engine.quantities import format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +125,7 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
     for evaluation in evaluations:
         scored = f"{evaluation.tokens:,} tokens of {evaluation.files:,} files ({one_line(evaluation.data)})"
         name = f"{one_line(evaluation.run)}: {one_line(evaluation.model)}"
-        console.print(f"{name}, {scored}, {evaluation.seconds:,.0f} s on {evaluation.device}", soft_wrap=True)
+        console.print(f"{name}, {scored}, {format_seconds(evaluation.seconds)} on {evaluation.device}", soft_wrap=True)
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("")
         for title in ("base", "tuned", "difference", "95% interval", "over"):

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.quantities import format_bytes
+
 if TYPE_CHECKING:
     from engine.export.exporting import Exported
 
@@ -86,7 +88,7 @@ def _print(written: Exported) -> None:
     from engine.errors import one_line
 
     lines = [f"wrote {one_line(written.path)}"]
-    lines += [f"  {size / 1e6:>10,.2f} MB  {one_line(name)}" for name, size in written.files.items()]
+    lines += [f"  {format_bytes(size):>9}  {one_line(name)}" for name, size in written.files.items()]
     if written.base:
         lines.append(written.base)
     if written.unchecked:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine import config, errors
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
+from engine.quantities import format_seconds
 
 if TYPE_CHECKING:
     from engine.generation.request import Side, TextRequest
@@ -123,7 +124,7 @@ def _write(
     seconds = time.monotonic() - began
     if not quiet:
         out("\n")
-        terminal.speaks(_note)(f"{side}: {count:,} tokens in {seconds:.1f} s on {writer.device}")
+        terminal.speaks(_note)(f"{side}: {count:,} tokens in {format_seconds(seconds)} on {writer.device}")
     return {"text": "".join(pieces), "tokens": count, "seconds": seconds}
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.hardware.measured import Measured
 
 NAMES = ("profile",)
-SUMMARY = "Measure this machine: memory that can be had, and the speed of its GPU, processor, RAM, disk and links."
+SUMMARY = "Measure this machine: memory that can be had, and the speed of its GPU, CPU, RAM, disk and links."
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
@@ -118,7 +118,7 @@ def _lines(machine: Machine) -> list[tuple[str, str]]:
         lines.append(("", f"driver {gpu.driver or 'n/a'}, CUDA up to {gpu.cuda or 'n/a'}"))
     if not machine.gpus:
         lines.append(("GPU", "none found: training runs on the CPU"))
-    lines.append(("processor", f"{machine.cpu_name or 'n/a'}, {machine.cpu_cores} cores to use"))
+    lines.append(("CPU", f"{machine.cpu_name or 'n/a'}, {machine.cpu_cores} cores to use"))
     limit = f" ({machine.ram_limited_by} sets the limit)" if machine.ram_limited_by else ""
     lines.append(("RAM", f"{_bytes(machine.ram_available)} free of {_bytes(machine.ram_total)}{limit}"))
     lines.append(("swap", _bytes(machine.swap_total)))

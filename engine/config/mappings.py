@@ -14,6 +14,7 @@ import yaml
 from engine import errors
 from engine.config.problems import find_problems
 from engine.config.run import RunConfig, field_spec
+from engine.quantities import format_seconds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,7 +108,7 @@ def _read(path: Path) -> str:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         # A FIFO with a name may have no writer; the pipe of <(...) has one, however long it takes.
         if path.resolve().is_fifo() and not select.select([file], [], [], _FIRST_BYTE_S)[0]:
-            raise ValueError(f"nothing was written to this FIFO within {_FIRST_BYTE_S:g} s")
+            raise ValueError(f"nothing was written to this FIFO within {format_seconds(_FIRST_BYTE_S)}")
         os.set_blocking(file.fileno(), True)
         data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:

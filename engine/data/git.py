@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from engine.quantities import format_seconds
+
 GIT_TIMEOUT = 120.0
 "Seconds that git may take; to list 100,000 files takes it less than one."
 
@@ -32,7 +34,7 @@ def run_git(root: Path, timeout: float, *arguments: str) -> bytes:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise GitError(f"no answer within {timeout:g} s") from None
+        raise GitError(f"no answer within {format_seconds(timeout)}") from None
     except OSError as error:
         raise GitError(error.strerror or "not installed") from None
     if done.returncode != 0:

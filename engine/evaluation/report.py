@@ -16,7 +16,7 @@ from engine.evaluation.curve import RunCurve
 from engine.evaluation.markdown import code, table
 from engine.evaluation.projection import Projection, Score, project, score_in_hindsight
 from engine.evaluation.words import number, too_few_updates
-from engine.quantities import format_bytes, format_seconds
+from engine.quantities import format_bytes, format_seconds, format_timing
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def _cost(report: RunReport) -> str:
     compared = []
     if progress.step:
         predicted = None if report.promise is None else report.promise.promise.step_seconds
-        compared.append(_compared("time a step", predicted, progress.seconds / progress.step, _s))
+        compared.append(_compared("time a step", predicted, progress.seconds / progress.step, format_timing))
     compared += _promised(report)
     for place, predicted, peak in (
         ("GPU", report.predicted_gpu_bytes, finished.gpu_peak),
@@ -224,13 +224,9 @@ def _promised(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
     if promise.timeline is not None:
         yield _compared("time of the run", promise.promise.seconds, promise.timeline.seconds, format_seconds)
         for kept in promise.phases:
-            yield _compared(f"— {kept.name}", kept.predicted, kept.measured, _s)
+            yield _compared(f"— {kept.name}", kept.predicted, kept.measured, format_timing)
     if len(report.curve.held_out) > 1:
         yield _compared("held-out loss", promise.loss, report.curve.held_out[-1][1], lambda loss: f"{loss:.3f}")
-
-
-def _s(seconds: float) -> str:
-    return f"{seconds:,.2f} s"
 
 
 def _compared(

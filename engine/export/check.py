@@ -21,6 +21,7 @@ from engine.hardware.limits import read_memory
 from engine.models.base_changes import NO_CHANGES
 from engine.models.hub import find_folder
 from engine.models.placement import choose_placement
+from engine.quantities import format_bytes
 
 if TYPE_CHECKING:
     from engine.export.source import Merged, Source
@@ -65,10 +66,10 @@ def reason_against(parameters: int, file_bytes: int) -> str:
         file_bytes: Size of the export.
     """
     if file_bytes > MOST_BYTES:
-        return f"it is larger than {MOST_BYTES >> 30} GiB; --check compares it all the same"
+        return f"it is larger than {format_bytes(MOST_BYTES)}; --check compares it all the same"
     needed, free = 4 * parameters * _COPIES, read_memory().available
     if needed > free:
-        return f"that takes {needed / 2**30:.1f} GiB of RAM, and {free / 2**30:.1f} GiB are free"
+        return f"that takes {format_bytes(needed)} of RAM, and {format_bytes(free)} are free"
     return ""
 
 

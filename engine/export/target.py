@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from engine import durable, errors
+from engine.quantities import format_bytes
 
 _MARGIN = 32 * 2**20
 """Bytes for tokenizer, card and file system, in addition to the weights."""
@@ -36,7 +37,7 @@ def new_folder(path: Path, weights: int) -> Iterator[Path]:
         made = _make_parents(path.parent)
         free = shutil.disk_usage(path.parent).free
         if free < needed:
-            raise errors.EXPORT_FULL(path=path, free=_mebibytes(free), needed=_mebibytes(needed))
+            raise errors.EXPORT_FULL(path=path, free=format_bytes(free), needed=format_bytes(needed))
         _remove_leftovers(path)
         aside.mkdir()
         yield aside
@@ -49,7 +50,7 @@ def new_folder(path: Path, weights: int) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if _found_no_room(error):
-            raise errors.EXPORT_FULL(path=path, free="no space", needed=_mebibytes(needed)) from error
+            raise errors.EXPORT_FULL(path=path, free="no space", needed=format_bytes(needed)) from error
         if isinstance(error, OSError):
             raise errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
         raise
@@ -89,7 +90,3 @@ def _remove_leftovers(path: Path) -> None:
         number = left.name.removesuffix(".new").rpartition(".")[2]
         if number.isdigit() and not psutil.pid_exists(int(number)):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"

@@ -26,6 +26,7 @@ from engine.plan.ledger_lines import NF4_BITS
 from engine.plan.request import streaming_refusal
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan, base_weights
+from engine.quantities import format_bytes
 from engine.runs.result_check import result_problem
 from engine.steps.failures import memory_errors
 from engine.steps.fallback_policy import FallbackPolicy
@@ -224,7 +225,7 @@ def writing_layout(found: RunModels, notify: Callable[[str], None]) -> StepLayou
     free, _ = torch.cuda.mem_get_info(device)
     if layers + outside < _WEIGHTS_SHARE * free:
         return StepLayout()
-    notify(f"the weights ({(layers + outside) / 1e9:.1f} GB) do not fit on the GPU: its layers come for each token")
+    notify(f"the weights ({format_bytes(layers + outside)}) do not fit on the GPU: its layers come for each token")
     on_disk = four_bit and layers > _WEIGHTS_SHARE * read_memory().available
     stream = StreamPlan(
         weights=base_weights(four_bit=four_bit, streamed=True), weights_home="disk" if on_disk else "host"

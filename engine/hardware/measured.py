@@ -65,7 +65,7 @@ class Measured:
         """Why these figures are too low, with the remedy, for a person; "" if the machine was idle."""
         if self.others_busy < _WORTH_TELLING:
             return ""
-        return f"{self.others_busy:.0%} of the processor was busy: measure again when the machine is idle"
+        return f"{self.others_busy:.0%} of the CPU was busy: measure again when the machine is idle"
 
 
 _WORTH_TELLING = 0.15

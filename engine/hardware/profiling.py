@@ -22,6 +22,7 @@ from engine.errors import one_line
 from engine.hardware.environment import limit_omp_spin
 from engine.hardware.machine import Machine
 from engine.hardware.measured import Measured
+from engine.quantities import format_seconds
 
 CHILD = "engine.benchmarking.profile_child"
 LOOK_SECONDS = 0.5
@@ -81,7 +82,7 @@ def _problem(status: int, output: str, time_limit: float) -> str | None:
     if status == 0:
         return None
     if status == -signal.SIGKILL:
-        return f"it was ended after {time_limit:.0f} s, or for want of memory"
+        return f"it was ended after {format_seconds(time_limit)}, or ran out of memory"
     last = [line for line in output.splitlines() if line.strip()]
     return one_line(last[-1]) if last else f"the child process ended with status {status}"
 

@@ -30,7 +30,7 @@ from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
 from engine.models.folder import open_folder
 from engine.plan.choice import Choice, choose_plan
-from engine.quantities import format_bytes
+from engine.quantities import format_bytes, format_seconds
 from engine.runs.run_directory import check_output
 from engine.runs.versions import library_checks
 
@@ -163,7 +163,8 @@ def _clock(output: Path) -> Check:
         return Check(
             name="clock",
             status="warning",
-            text=f"the output folder's files are {abs(skew):,.0f} s {'ahead of' if skew > 0 else 'behind'} this clock",
+            text=f"the output folder's files are {format_seconds(abs(skew))} "
+            f"{'ahead of' if skew > 0 else 'behind'} this clock",
             remedy="set the clocks of this machine and of the file server alike, or monitors may take the run for dead",
         )
     return Check(name="clock", status="passed", text="agrees with the output folder's files")
@@ -323,7 +324,7 @@ def _child() -> Iterator[Callable[[str], tuple[list[Check], str]]]:
         except subprocess.TimeoutExpired:
             process.kill()
             out, _ = process.communicate()
-            problem = f"did not answer within {PROBE_TIMEOUT_S:.0f} s"
+            problem = f"did not answer within {format_seconds(PROBE_TIMEOUT_S)}"
         return [row for line in out.splitlines() if (row := _row(line)) is not None], problem
 
     try:

@@ -17,6 +17,7 @@ from engine.errors import EliteError
 from engine.hardware.nvml import Nvml
 from engine.launch.doctor import Check
 from engine.models.catalogue import find_model
+from engine.quantities import format_bytes
 
 _CHUNK = 1 << 30
 _TRIAL_TOKENS = 64
@@ -119,7 +120,7 @@ def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
         yield Check(
             name="GPU memory",
             status="failed",
-            text=f"{got / 2**30:.1f} GiB could be allocated of the {goal / 2**30:.1f} GiB that the plan needs",
+            text=f"{format_bytes(got)} could be allocated of the {format_bytes(goal)} that the plan needs",
             remedy="end other processes on the card, or set a lower training.tier",
         )
         return
@@ -129,7 +130,7 @@ def _gpu_memory(config: RunConfig, wanted: int | None) -> Iterator[Check]:
     yield Check(
         name="GPU memory",
         status="passed",
-        text=f"{got / 2**30:.1f} GiB allocated of {total / 2**30:.1f} GiB",
+        text=f"{format_bytes(got)} allocated of {format_bytes(total)}",
     )
 
 

@@ -35,6 +35,7 @@ from engine.launch.recipe_import import import_function
 from engine.launch.signals import watch_stop_signals
 from engine.launch.torchrun import TorchrunRun, make_run
 from engine.protocol import RunFailed, Stop
+from engine.quantities import format_seconds
 from engine.runs.context import TrainingSession
 from engine.runs.rank_files import FOLDER, log_path, write_failure
 from engine.runs.run_directory import RunDirectory
@@ -219,7 +220,7 @@ class _RankWatch:
             error = errors.RANK_DIED(
                 rank=rank,
                 ranks=group.size,
-                how=f"gave no sign of life for {self._seconds:.0f} s",
+                how=f"gave no sign of life for {format_seconds(self._seconds)}",
                 log=log_path(session.run.path, rank),
                 run=session.run.id,
             )

@@ -29,6 +29,7 @@ from engine.models.four_bit_folder import packed_bytes, packed_form, write_four_
 from engine.models.kept_copies import KEY_LENGTH, make_room, open_lock, user_cache
 from engine.models.placement import Placement
 from engine.models.weight_map import WeightMap
+from engine.quantities import format_bytes, format_seconds
 
 SMALLEST = 1 << 30
 """Bytes of a model's files from which a copy is kept; below, quantising takes seconds."""
@@ -158,11 +159,15 @@ def _make(
     make_room(final, model, files)
     size, free = packed_bytes(weights, form), shutil.disk_usage(final.parent).free
     if size + _LEFT_FREE > free:
-        notify(f"no 4-bit copy of the model is kept: {final.parent} has {free / 1e9:.1f} GB free, of {size / 1e9:.1f}")
+        notify(
+            f"no 4-bit copy of the model is kept: {final.parent} has {format_bytes(free)} free of {format_bytes(size)}"
+        )
         return False
     began = time.monotonic()
     reason = f"the 4-bit copy is damaged ({problem}): " if problem else ""
-    notify(f"{reason}the model is quantised layer by layer, once; its copy takes {size / 1e9:.1f} GB in {final.parent}")
+    notify(
+        f"{reason}the model is quantised layer by layer, once; its copy takes {format_bytes(size)} in {final.parent}"
+    )
     aside = atomic_dir.aside_of(final)
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -177,5 +182,5 @@ def _make(
         (final / atomic_dir.MANIFEST).chmod(0o600)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    notify(f"quantised in {time.monotonic() - began:.0f} s; the next start reads the copy")
+    notify(f"quantised in {format_seconds(time.monotonic() - began)}; the next start reads the copy")
     return True

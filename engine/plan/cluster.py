@@ -14,7 +14,7 @@ from engine.plan.planner import TierPlan, plan_context
 from engine.plan.request import PlanRequest, workload_of
 from engine.plan.sequence import LINK_SHARE, exchange_bytes
 from engine.plan.strategy import sharding_refusal
-from engine.quantities import counted, format_bytes
+from engine.quantities import counted, format_bytes, format_timing
 
 NETWORKS = {"1g": 0.125e9, "10g": 1.25e9, "25g": 3.1e9, "100g": 12.5e9, "200g": 25e9, "400g": 50e9}
 """Bytes a second of a network between hosts, in each direction, by name."""
@@ -220,9 +220,8 @@ def _strategies(
             continue
         row = _slowest(planning, cluster, context, strategy)
         waited = next((p.seconds for p in row.time if p.name.startswith("waiting for other ranks")), 0.0)
-        words = (
-            f"{counted(windows, 'window')} by all ranks together, {waited:,.3g} s a window waiting for keys and values"
-        )
+        words = f"{counted(windows, 'window')} by all ranks together, {format_timing(waited)} a window waiting "
+        words += "for keys and values"
         beside, between = exchange_bytes(workload_of(_of_card(planning, cluster, 0, ranks, strategy), context))
         sent = sum_bytes + windows * (beside + between)
         yield made(strategy, row, row.step_seconds + sum_bytes / rate, sent, words)

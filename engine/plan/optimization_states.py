@@ -62,7 +62,7 @@ class RunContext:
 
 
 def _needs_gpu(run_context: RunContext) -> str | None:
-    return None if run_context.on_gpu else "it works on a GPU; here the processor trains"
+    return None if run_context.on_gpu else "it works on a GPU; here the CPU trains"
 
 
 def _needs_several_gpus(run_context: RunContext) -> str | None:
@@ -152,7 +152,7 @@ def _mixed(run_context: RunContext) -> tuple[bool, str]:
     work = run_context.work
     kind = work.compute_type if work else run_context.precision
     on = kind in ("bf16", "fp16") or (run_context.on_gpu and kind in ("auto", "nf4"))
-    return on, f"computes in {kind}" if kind != "fp32" else "the processor computes in fp32"
+    return on, f"computes in {kind}" if kind != "fp32" else "the CPU computes in fp32"
 
 
 def _recomputing(run_context: RunContext) -> tuple[bool, str]:

@@ -172,7 +172,7 @@ def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[Base
     if not machine.gpus:
         if precision == "fp16":
             raise errors.PRECISION_UNAVAILABLE(
-                precision="fp16", problem="processors do not train in it", remedy="use fp32, bf16 or auto"
+                precision="fp16", problem="CPUs do not train in it", remedy="use fp32, bf16 or auto"
             )
         return "bf16" if precision == "bf16" else "fp32", ("nf4",) if precision == "nf4" else ("resident",)
     gpu = machine.gpus[0]
@@ -273,9 +273,9 @@ def _asked_backend(name: str, gpu: Gpu | None) -> Backend:
     """
     problem = None
     if gpu is None and name != "cpu":
-        problem, others = "it serves GPUs, and here the processor trains", "cpu"
+        problem, others = "it serves GPUs, and here the CPU trains", "cpu"
     elif gpu is not None and name == "cpu":
-        problem, others = "it serves processors, and here a GPU trains", "efficient, flash or cudnn"
+        problem, others = "it serves CPUs, and here a GPU trains", "efficient, flash or cudnn"
     elif gpu is not None and name != "efficient" and (gpu.compute_capability or (8, 0)) < (8, 0):
         problem, others = f"it needs an Ampere card or newer, and {gpu.name} is older", "efficient"
     if problem is not None:

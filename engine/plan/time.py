@@ -26,6 +26,7 @@ from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
 from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
 from engine.plan.transfers import moved_by, paged_layers
 from engine.plan.workload import Workload
+from engine.quantities import format_timing
 
 FUSED_PASSES, PLAIN_PASSES, SERVED_PASSES = 6, 22, 18
 """Times that a layer's activations cross the GPU's memory in a streamed step, outside matrix products. The last: where
@@ -135,8 +136,8 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
     waited = transfers - hidden * min(1.0, span / transfers) if transfers else 0.0
     if waited:
         share = hidden / transfers
-        formula = f"{transfers:,.3g} s of transfers, of which {share:.0%} hides behind {span:,.3g} s of computing"
-        formula += f"; {moved.words}"
+        formula = f"{format_timing(transfers)} of transfers, of which {share:.0%} hides behind "
+        formula += f"{format_timing(span)} of computing; {moved.words}"
         parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
     parts += _exchange_parts(work, speeds, sum(part.seconds for part in layers[:2]))
     found = (*_with_launches(parts, stages, speeds), *_update_parts(work, speeds, streamed=True))
@@ -382,5 +383,5 @@ def _corrected(
         return parts
     found = sum(part.seconds for part in parts)
     how = "found by `engine probe`" if by == "a probe" else "as past runs of this model took here"
-    formula = f"{found:,.3g} s × {factor - 1:+.0%}, {how}"
+    formula = f"{format_timing(found)} × {factor - 1:+.0%}, {how}"
     return (*parts, TimePart(name=f"correction by {by}", seconds=(factor - 1) * found, formula=formula, factor=factor))

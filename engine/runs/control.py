@@ -31,6 +31,7 @@ from engine.protocol import (
     encode_command,
     encode_event,
 )
+from engine.quantities import format_seconds
 from engine.runs.journal import decode_line
 from engine.runs.run_summary import ACTIVE
 
@@ -170,7 +171,7 @@ def send_command(run: RunDirectory, command: Command, timeout: float = 10.0) -> 
                 return envelope.event
             received = _read_receipt(run, line) or received
     if received and time.monotonic() >= deadline:
-        raise TimeoutError(f"run {run.id} has not acted on {type(command).__name__} within {timeout:g} s")
+        raise TimeoutError(f"run {run.id} has not acted on {type(command).__name__} within {format_seconds(timeout)}")
     raise _unreachable(run, "it closed the connection" if time.monotonic() < deadline else "it does not answer")
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engine import config as run_config
 from engine import durable, errors, regular_file
+from engine.quantities import format_bytes
 from engine.runs.deepspeed_config import deepspeed_config
 from engine.runs.run_summary import RunStatus, RunSummary, read_status, read_summary
 from engine.whole_file import replace_text
@@ -271,17 +272,13 @@ def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:
     except OSError as error:
         raise _output_error(output, error, needed) from error
     if free < needed:
-        raise errors.OUTPUT_FULL(path=output, free=_mebibytes(free), needed=_mebibytes(needed))
+        raise errors.OUTPUT_FULL(path=output, free=format_bytes(free), needed=format_bytes(needed))
 
 
 def _output_error(output: Path, error: OSError, needed: int) -> errors.EliteError:
     if error.errno in _NO_SPACE:
-        return errors.OUTPUT_FULL(path=output, free="no space", needed=_mebibytes(needed))
+        return errors.OUTPUT_FULL(path=output, free="no space", needed=format_bytes(needed))
     return errors.OUTPUT_UNWRITABLE(path=output, problem=error.strerror or error)
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 1024**2:,.0f} MiB"
 
 
 def _missing_parents(path: Path) -> list[Path]:

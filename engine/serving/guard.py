@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from engine.quantities import format_bytes
 from engine.serving.requests import RequestError
 
 LARGEST_BODY = 16 << 20
@@ -80,4 +81,4 @@ class Guard:
 
 def too_large() -> RequestError:
     """Returns the refusal of a body above LARGEST_BODY."""
-    return RequestError(f"the body is larger than {LARGEST_BODY >> 20} MiB", status=413, code="body_too_large")
+    return RequestError(f"the body is larger than {format_bytes(LARGEST_BODY)}", status=413, code="body_too_large")

@@ -26,6 +26,7 @@ from torch import Tensor
 from engine import atomic_dir
 from engine.atomic_dir import AtomicDir, DamagedError
 from engine.protocol import Event, LogLine, RecoveryTaken, WarningRaised
+from engine.quantities import format_bytes, format_seconds
 from engine.streaming.boundary import BackwardPoint
 
 if TYPE_CHECKING:
@@ -153,7 +154,10 @@ class PartialCheckpointStore:
             took = self._clock() - now
             where = f"window {state.window + 1}, backward pass below layer {state.point.layer}"
             self._emit(
-                LogLine(level="info", text=f"saved within the step ({where}): {size / 1e6:,.1f} MB in {took:.1f} s")
+                LogLine(
+                    level="info",
+                    text=f"saved within the step ({where}): {format_bytes(size)} in {format_seconds(took)}",
+                )
             )
         self._saved = self._boundary_at = self._clock()
 

@@ -23,6 +23,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from engine.quantities import format_bytes, format_seconds
+
 SECONDS = 20.0
 """For one conversation. A session of 128K tokens takes a few milliseconds."""
 LONGEST = 64 << 20
@@ -181,7 +183,7 @@ def _first_line(error: Exception) -> str:
 
 def _check_length(length: int) -> None:
     if length > LONGEST:
-        raise RenderError(f"it makes more than {LONGEST >> 20} MiB of text")
+        raise RenderError(f"it makes more than {format_bytes(LONGEST)} of text")
 
 
 def _raise(message: object) -> None:
@@ -264,7 +266,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def tick(self) -> str:
         """Checks the time."""
         if time.thread_time() > self._deadline:
-            raise RenderError(f"it takes more than {SECONDS:g} s")
+            raise RenderError(f"it takes more than {format_seconds(SECONDS)}")
         return ""
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine import atomic_dir, durable, errors
 from engine.atomic_dir import AtomicDir, DamagedError
+from engine.quantities import format_bytes
 
 _NAME = re.compile(r"step-(\d{6,})")
 _HIDDEN = re.compile(r"\.(step-\d{6,})\.(new|old|gone)")
@@ -184,7 +185,7 @@ def writing_failed(path: Path, error: OSError) -> errors.EliteError:
     """Maps an OSError from writing a folder to a typed error."""
     if durable.is_full(error):
         with contextlib.suppress(OSError):
-            free = f"{shutil.disk_usage(path.parent).free / 1e6:,.0f} MB"
+            free = format_bytes(shutil.disk_usage(path.parent).free)
             return errors.OUTPUT_FULL(path=path, free=free, needed="more for a checkpoint")
         return errors.OUTPUT_FULL(path=path, free="no space", needed="more for a checkpoint")
     return errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from engine import durable, errors
 from engine.hardware.disk import read_disk
 from engine.protocol import PAUSED_PREFIX, RecoveryTaken, Resume, Stop, WarningRaised
+from engine.quantities import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +108,7 @@ class DiskSpace:
             WarningRaised(
                 code=PAUSED,
                 text=f"paused: {error.message}",
-                hint=f"free {needed * _MARGIN / 1e6:,.0f} MB: the run then goes on by itself; "
+                hint=f"free {format_bytes(needed * _MARGIN)}: the run then goes on by itself; "
                 "the last complete checkpoint is safe",
             )
         )

@@ -20,6 +20,7 @@ from engine.config import from_mapping
 from engine.hardware.tuning import tune_memory
 from engine.models.compiled import compile_layers
 from engine.models.fused import fuse_kernels
+from engine.quantities import format_timing
 from engine.steps.whole_step import WholeSequenceStep
 from engine.verify.measure import mib, relative_error
 from engine.verify.proof import Bench, ProofFailedError, UnavailableError, demand, need_gpu, need_library, quieten
@@ -44,10 +45,12 @@ def fused_kernels(bench: Bench) -> str:
     demand(fused["fused"], "nothing was fused")
     error = _bf16_error(fused["gradients"], plain["gradients"])
     demand(error < 0.1, f"the gradient differs by {error:.1%}")
-    demand(fused["seconds"] < plain["seconds"], f"{plain['seconds'] * 1e3:.2f} ms → {fused['seconds'] * 1e3:.2f} ms")
+    demand(
+        fused["seconds"] < plain["seconds"], f"{format_timing(plain['seconds'])} → {format_timing(fused['seconds'])}"
+    )
     return (
         f"gradient within {error:.1%} (bf16); forward and backward of 3 layers at 8,192 tokens "
-        f"{plain['seconds'] * 1e3:.1f} ms → {fused['seconds'] * 1e3:.1f} ms"
+        f"{format_timing(plain['seconds'])} → {format_timing(fused['seconds'])}"
     )
 
 
@@ -111,8 +114,9 @@ def torch_compile(bench: Bench) -> str:
     demand(error < 1e-3, f"the gradient differs by {error:.1e}")
     demand(compiled["frames"] >= 1, "no layer was compiled")
     return (
-        f"{compiled['frames']} compiled region, gradient within {error:.1e}; first step {compiled['first']:.1f} s, "
-        f"then {plain['later'] * 1e3:.1f} ms → {compiled['later'] * 1e3:.1f} ms a step"
+        f"{compiled['frames']} compiled region, gradient within {error:.1e}; "
+        f"first step {format_timing(compiled['first'])}, "
+        f"then {format_timing(plain['later'])} → {format_timing(compiled['later'])} a step"
     )
 
 

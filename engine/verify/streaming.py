@@ -88,7 +88,7 @@ def streamed_backprop(bench: Bench) -> str:
 
 def paged_kv(bench: Bench) -> str:
     """The gradient is the same with pages on the host; the GPU holds two pages instead of all keys and values."""
-    need_gpu(bench, "on a processor the host is the device, and there is nothing to page")
+    need_gpu(bench, "on a CPU the host is the device, and there is nothing to page")
     expected = _whole(bench)
     same = _exact(_streamed(bench, _plan(bench, kv_home="host"))[0], expected)
     length = 32768

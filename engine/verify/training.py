@@ -13,6 +13,7 @@ import torch
 from engine.models.adapter import trainable
 from engine.models.catalogue import find_model
 from engine.protocol import RecoveryTaken
+from engine.quantities import format_timing
 from engine.randomness import capture_random
 from engine.steps.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits
 from engine.steps.whole_step import WholeSequenceStep
@@ -220,9 +221,9 @@ def async_checkpointing(bench: Bench) -> str:
     assert saver.last is not None
     saved = read_snapshot(verify(saver.last.path))
     same = all(torch.equal(saved.weights[name], value) for name, value in state.weights.items())
-    demand(updates >= 1, f"training waited {waited:.2f} s for a checkpoint of {saver.last.bytes:,} B")
+    demand(updates >= 1, f"training waited {format_timing(waited)} for a checkpoint of {mib(saver.last.bytes)}")
     demand(same and saved.progress.step == 2, "the checkpoint is not the state from when it began")
     return (
-        f"{updates} updates made while {mib(saver.last.bytes)} were written and read back ({took:.2f} s); "
-        f"training waited {waited * 1e3:.1f} ms"
+        f"{updates} updates made while {mib(saver.last.bytes)} were written and read back "
+        f"({format_timing(took)}); training waited {format_timing(waited)}"
     )

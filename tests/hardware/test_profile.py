@@ -98,9 +98,9 @@ def test_a_busy_machine_is_told_of(monkeypatch, capsys, tmp_path):
     for busy in (0.05, 0.6):
         measured_files.store(machine, Measured(time=1.0, torch="2", others_busy=busy, matrix={"fp32": 1e12}))
         assert main(["profile", "--quick"]) == 0
-        assert ("60% of the processor was busy" in capsys.readouterr().out) == (busy > 0.5)
+        assert ("60% of the CPU was busy" in capsys.readouterr().out) == (busy > 0.5)
         assert main(["plan", "--tier", "1"]) == 0
-        assert ("60% of the processor was busy" in " ".join(capsys.readouterr().out.split())) == (busy > 0.5)
+        assert ("60% of the CPU was busy" in " ".join(capsys.readouterr().out.split())) == (busy > 0.5)
 
 
 def test_a_product_that_seems_slower_for_being_wide_was_disturbed(tmp_path):

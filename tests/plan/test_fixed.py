@@ -108,7 +108,7 @@ def test_a_contradiction_is_told_beside_its_field(data, field):
     [
         ("rtx-2060-super", "flash", "Ampere"),
         ("rtx-2060-super", "cudnn", "Ampere"),
-        ("rtx-4090", "cpu", "processors"),
+        ("rtx-4090", "cpu", "CPUs"),
     ],
 )
 def test_a_kernel_that_the_card_cannot_run_is_refused(card, kernel, says):
@@ -117,7 +117,7 @@ def test_a_kernel_that_the_card_cannot_run_is_refused(card, kernel, says):
 
 
 def test_a_kernel_of_gpus_is_refused_on_a_processor():
-    with pytest.raises(EliteError, match=r"stream\.attention.*processor"):
+    with pytest.raises(EliteError, match=r"stream\.attention.*CPU"):
         chosen({"attention": "flash"}, context=512, model={"name": "demo", "device": "cpu"})
 
 
