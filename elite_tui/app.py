@@ -314,6 +314,13 @@ class EliteApp(App[str]):
             node = screen if action.screens else self
             yield SystemCommand(action.label, action.help, getattr(node, f"action_{action.name}"))
 
+    def _load_screen_css(self, screen: Screen[Any]) -> None:
+        """Reads a screen's styles first, so that they alone are parsed; Textual parses those of all screens again."""
+        for path in screen.css_path:
+            if not self.stylesheet.has_source(str(path)):
+                self.stylesheet.read(path)
+        super()._load_screen_css(screen)
+
     def _fatal_error(self) -> None:
         """Handles a crash of the app: logs the traceback, prints three lines on the terminal."""
         error = self._exception

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from textual import on
 from textual.containers import Horizontal, VerticalScroll
@@ -45,11 +45,14 @@ class ReviewScreen(WizardScreen):
 
     def compose_body(self) -> Iterable[Widget]:
         """Composes the verdict and cost, the pre-flight rows beside the run's files, and the start button."""
+        open_view = view_of(self.state)
+        self.set_class(True, f"-{open_view}", update=False)
         yield TextBlock(id="verdict")
         yield TextBlock(id="cost")
         with Horizontal(id="views"):
             for view, label in VIEWS.items():
-                yield Button(label, id=f"view-{view}", compact=True)
+                variant: Literal["primary", "default"] = "primary" if view == open_view else "default"
+                yield Button(label, id=f"view-{view}", compact=True, variant=variant)
             yield Static("Time", classes="label", markup=False)
             yield hours_select(self.state.draft.get("training.hours"))
         with Horizontal(id="split"):
@@ -65,7 +68,7 @@ class ReviewScreen(WizardScreen):
 
     def enter(self) -> None:
         """Runs the checks on entry, unless nothing has changed since the last ones."""
-        self._open(self.state.draft.kept(VIEW) or "checks")
+        self.query_one(f"#{view_of(self.state)}").focus()
         self.elite.controller.ask_preflight()
         if not (self.state.checks.done or self.state.checks.running):
             self.elite.controller.examine()
@@ -81,8 +84,7 @@ class ReviewScreen(WizardScreen):
         width = self.query_one("#checks").content_size.width or self.size.width - 4
         self.query_one("#rows", TextBlock).update(in_words(state.checks, max(30, width - 1)))
         if changed != {StatePart.CHECKS}:
-            self.query_one("#text", TextBlock).update(annotated_yaml(yaml_text(state), problems))
-            self.query_one("#deepspeed-text", TextBlock).update(Content(deepspeed_text(state)))
+            self._show_files(problems)
         ready = self._ready
         start = self.query_one("#start", Button)
         if start.disabled and ready:
@@ -92,6 +94,23 @@ class ReviewScreen(WizardScreen):
         start.label = "Starting …" if state.launching else "Start training"
         self.refresh_bindings()
 
+    _files_of: tuple[object, ...] = ()
+    "What the files on screen were made of."
+
+    def _show_files(self, problems: Mapping[str, config.Problem]) -> None:
+        """Writes the files that are on screen, if what they are made of has changed."""
+        state = self.state
+        plans = state.tiers.value
+        deepspeed = self.has_class("-deepspeed")
+        made_of = (repr(state.draft.mapping()), state.preflight.value, plans and plans.choice, problems, deepspeed)
+        if made_of == self._files_of:
+            return
+        self._files_of = made_of
+        if deepspeed:
+            self.query_one("#deepspeed-text", TextBlock).update(Content(deepspeed_text(state)))
+        else:
+            self.query_one("#text", TextBlock).update(annotated_yaml(yaml_text(state), problems))
+
     @property
     def _ready(self) -> bool:
         state = self.state
@@ -100,13 +119,12 @@ class ReviewScreen(WizardScreen):
 
     def _open(self, view: str) -> None:
         """Shows one view; with enough width, the rows stay beside the files."""
-        view = view if view in VIEWS else "checks"
         for name in VIEWS:
             self.set_class(name == view, f"-{name}")
             self.query_one(f"#view-{name}", Button).variant = "primary" if name == view else "default"
         self.state.draft.keep(VIEW, "" if view == "checks" else view)
         self.query_one(f"#{view}").focus()
-        self.call_after_refresh(self.show, {StatePart.CHECKS})
+        self.call_after_refresh(self.show, {StatePart.DRAFT})
 
     def action_next_view(self) -> None:
         """Switches between the checks and the files."""
@@ -188,6 +206,12 @@ class ReviewScreen(WizardScreen):
     @on(Button.Pressed, "#start")
     def _start_pressed(self) -> None:
         self.action_start()
+
+
+def view_of(state: AppState) -> str:
+    """Returns the view that was open last."""
+    view = state.draft.kept(VIEW)
+    return view if view in VIEWS else "checks"
 
 
 def hours_select(hours: object) -> Select[str]:
