@@ -14,6 +14,7 @@ from elite_tui.actions import bindings_for, screen_actions
 from elite_tui.format.figures import context_in_words, count_in_words, duration_in_words, printable
 from elite_tui.screens.app_screen import WizardScreen
 from elite_tui.state_part import Parts, StatePart
+from elite_tui.widgets.choice_field import ChoiceField
 from elite_tui.widgets.text_block import TextBlock
 from elite_tui.wizard.checks import in_words, verdict
 from elite_tui.wizard.draft import PROJECT_FIELDS
@@ -82,7 +83,11 @@ class ReviewScreen(WizardScreen):
         self.query_one("#verdict", TextBlock).update(self._verdict(len(problems)))
         self.query_one("#cost", TextBlock).update(cost(state))
         width = self.query_one("#checks").content_size.width or self.size.width - 4
-        self.query_one("#rows", TextBlock).update(in_words(state.checks, max(30, width - 1)))
+        rows = in_words(state.checks, max(30, width - 1))
+        if state.simulated is not None:
+            words = f"Checks of this machine; the plan is {printable(state.simulated)}'s."
+            rows = Content("\n").join([Content.styled(words, "$text-warning"), rows])
+        self.query_one("#rows", TextBlock).update(rows)
         if changed != {StatePart.CHECKS}:
             self._show_files(problems)
         ready = self._ready
@@ -220,7 +225,7 @@ def hours_select(hours: object) -> Select[str]:
     chosen = "" if hours is None else f"{hours:g}" if isinstance(hours, (int, float)) else str(hours)
     if chosen not in [value for _, value in options]:
         options.append((f"{printable(chosen)} hours", chosen))
-    return Select(options, value=chosen, allow_blank=False, compact=True, id="hours")
+    return ChoiceField(options, value=chosen, allow_blank=False, compact=True, id="hours")
 
 
 def yaml_text(state: AppState) -> str:

@@ -15,6 +15,7 @@ from textual.suggester import Suggester
 from textual.widgets import Input, Select, Static
 
 from elite_tui.format.figures import printable
+from elite_tui.widgets.choice_field import ChoiceField
 from elite_tui.widgets.line_input import LineInput
 from elite_tui.widgets.text_block import TextBlock
 from elite_tui.wizard.draft import text_of
@@ -79,7 +80,7 @@ class FieldRow(Vertical):
                 options = [(name, name) for name in choices]
                 if self.spec.optional:
                     options.insert(0, (placeholder(self.spec), ""))
-                yield Select(options, value=choice, allow_blank=False, compact=True)
+                yield ChoiceField(options, value=choice, allow_blank=False, compact=True)
             else:
                 yield LineInput(
                     self._text,

@@ -63,6 +63,7 @@ async def test_a_run_never_starts_on_a_simulated_card():
         await until(pilot, lambda: app.state.checks.done)
         assert app.screen.query_one("#start", Button).disabled
         assert "a plan only" in text_of(app, "#verdict")
+        assert "Checks of this machine; the plan is rtx-3060-12gb's." in text_of(app, "#rows")
         await pilot.press("ctrl+s")
         app.run_desk.launch()
         assert engine.launched == []
