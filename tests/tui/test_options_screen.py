@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from textual import events
 from textual.widgets import Button, Static
 
 from elite_tui.format.optimizations import EFFECTS_FROM, heading, row_line, signed_bytes, signed_duration
@@ -18,6 +17,7 @@ from engine.plan.choice import choose_plan
 from engine.plan.optimization_states import states
 from engine.plan.optimizations import is_switched_on, optimizations, toggle
 from tests.tui.support import cpu_machine, gpu_machine, make_app, screen_of, settled, until
+from tests.tui.test_random_walks import press_at_once
 
 SIZE = (120, 36)
 MODEL = {"model.name": "qwen2.5-coder-1.5b"}
@@ -105,14 +105,6 @@ async def test_a_screen_may_be_left_before_it_has_mounted_its_form():
             app.go("review")
         await settled(pilot)
         assert screen_of(app) == "review"
-
-
-def press_at_once(app, *keys):
-    """Puts keys into the app's queue as a terminal's driver does: nobody waits for what the one before does."""
-    for key in keys:
-        event = events.Key(key, key if len(key) == 1 else None)
-        event.set_sender(app)
-        app.post_message(event)
 
 
 def field_of(app):

@@ -41,7 +41,7 @@ def next_act(chance: random.Random) -> tuple[str, object]:
     return kind, chance.choice(list(SCREENS))
 
 
-def press_at_once(app, keys) -> None:
+def press_at_once(app, *keys) -> None:
     """Puts keys into the app's queue as a terminal's driver does: nobody waits for what the first one does."""
     names = {"space": " ", "slash": "/", "comma": ",", "full_stop": ".", "minus": "-", "plus": "+"}
     for key in keys:
@@ -55,7 +55,7 @@ async def do(pilot, act) -> None:
     app = pilot.app
     kind, what = act
     if kind == "keys":
-        press_at_once(app, what)
+        press_at_once(app, *what)
     elif kind == "click":
         x, y = int(what[0] * app.size.width), int(what[1] * app.size.height)
         await pilot.click(offset=(x, y))

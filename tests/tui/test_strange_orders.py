@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from textual.widgets import DataTable
 
-from elite_tui.screen_list import SCREENS
 from elite_tui.screens.confirm import QuitScreen
 from elite_tui.screens.help import HelpScreen
 from elite_tui.screens.palette import Palette
@@ -29,23 +28,6 @@ async def test_page_keys_in_a_palette_that_has_found_nothing_yet():
         await until(pilot, lambda: type(app.screen) is Palette)
         await pilot.press(*"zqx", "pageup", "pagedown", "escape")
         await until(pilot, lambda: screen_of(app) == "project")
-
-
-async def test_every_screen_is_reached_from_the_palette():
-    app = make_app("monitor", engine=Watched(), values=SMALL)
-    async with app.run_test(size=SIZE) as pilot:
-        await until(pilot, lambda: app.state.run is not None and app.state.run.updated_at is not None)
-        for name in ("project", "hardware", "tiers", "options", "data", "review", "monitor", "result", "runs"):
-            if app.screen_name == name:
-                continue
-            await pilot.press("ctrl+p")
-            await until(pilot, lambda: type(app.screen) is Palette)
-            await pilot.press(*f"Go to {SCREENS[name].title}")
-            await until(pilot, lambda: bool(app.screen.query("CommandList")[0].option_count))
-            await until(pilot, lambda: not app.screen._show_busy)
-            await pilot.press("enter", "enter")
-            await until(pilot, lambda name=name: app.screen_name == name)
-            assert len(screens_below(app)) == 1
 
 
 async def test_a_click_on_a_table_without_columns():
@@ -92,8 +74,6 @@ async def test_a_screen_that_changes_closes_its_dialogs():
 async def test_a_dialog_stays_when_the_palette_is_asked_for():
     app = make_app(engine=Watched(), values=SMALL)
     async with app.run_test(size=SIZE) as pilot:
-        await settled(pilot)
-        press_at_once(app, "f1", "ctrl+p", "f1")
         await settled(pilot)
         await pilot.press("f1")
         await until(pilot, lambda: isinstance(app.screen, HelpScreen))
