@@ -239,7 +239,7 @@ def test_without_room_the_model_is_quantised_as_before(tmp_path, cache, monkeypa
     monkeypatch.setattr(four_bit_cache, "_LEFT_FREE", 2**60)
     assert_same(load(path, said := []), expected)
     assert len(said) == 1
-    assert "GB free" in said[0]
+    assert " free of " in said[0]
     cache.parent.mkdir(exist_ok=True, parents=True)
     shutil.rmtree(cache, ignore_errors=True)
     cache.write_text("a file in the way")
