@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 NAMES = ("export",)
 SUMMARY = "Write a run's result as an adapter, a merged model, or a GGUF file for llama.cpp and Ollama."
 _SHOWN_SECONDS = 0.5
+_SPELLINGS = {"f16": "fp16", "fp32": "f32"}
+"""Other programs' names of the formats."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
@@ -23,16 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument(
         "--to",
         required=True,
-        choices=("adapter", "merged", "gguf", "gguf-adapter"),
+        choices=("adapter", "merged", "gguf", "gguf-adapter", "gguf-base"),
         help="adapter: PEFT's format, for use with the base model; merged: safetensors that transformers loads; "
         "gguf: one file for llama.cpp, with a Modelfile for Ollama; gguf-adapter: the adapter alone, which llama.cpp "
-        "adds to the base's GGUF file as it runs (--lora, /lora-adapters)",
+        "adds to the base's GGUF file as it runs (--lora, /lora-adapters); gguf-base: that file",
     )
     parser.add_argument("--output", metavar="DIR", type=Path, help="A new folder (default: exports/ in the run's own).")
     parser.add_argument(
         "--dtype",
+        type=_dtype,
         choices=("bf16", "fp16", "f32", "q8_0", "q5_k_m", "q4_k_m"),
-        help="Format of the weights (default: that of the base).",
+        help="Format of the weights (default: that of the base); Q4_K_M and F16 are understood too.",
     )
     parser.add_argument(
         "--check",
@@ -41,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         "(default: where file and memory are of a size for it).",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+
+
+def _dtype(text: str) -> str:
+    """Returns a format's name here, whatever its case and whoever's name it is."""
+    return _SPELLINGS.get(text.lower(), text.lower())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,9 +94,10 @@ class _Progress:
 
 def _print(written: Exported) -> None:
     from engine.errors import one_line
+    from engine.quantities import format_bytes
 
     lines = [f"wrote {one_line(written.path)}"]
-    lines += [f"  {format_bytes(size):>9}  {one_line(name)}" for name, size in written.files.items()]
+    lines += [f"  {format_bytes(size):>10}  {one_line(name)}" for name, size in written.files.items()]
     if written.base:
         lines.append(written.base)
     if written.unchecked:
@@ -99,4 +108,5 @@ def _print(written: Exported) -> None:
             f"checked: over {found.tokens} tokens its logits differ by {found.relative:.2g} of their deviation from "
             f"the run's in fp32, and {found.same_choice:.0%} of the most likely tokens are the same"
         )
+    lines += [f"use it: {one_line(command)}" for command in written.commands]
     print("\n".join(lines), file=sys.stderr)  # noqa: T201

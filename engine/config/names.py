@@ -24,12 +24,12 @@ def model_name(config: RunConfig) -> str:
             # Not resolved: a link is named as the user named it.
             last = os.path.basename(os.path.abspath(os.path.expanduser(text.replace("\0", ""))))  # noqa: PTH100, PTH111, PTH119
             last = last if ending is None else ending.sub("", last)
-            if name := _as_name(last.removesuffix(".git")):
+            if name := as_name(last.removesuffix(".git")):
                 return name
     return NAMELESS
 
 
-def _as_name(text: str) -> str:
+def as_name(text: str) -> str:
     """Replaces what a name of a model cannot hold; "" where nothing is left."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).lstrip("._-")[:_LONGEST]
     return name.rstrip("._-")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine import __version__, regular_file
 from engine.errors import one_line
+from engine.export.commands import BASE
 
 if TYPE_CHECKING:
     from engine.config import TrainingSection
@@ -33,7 +34,8 @@ _OLLAMA = {
     '{{ if eq .Role "assistant" }}END{{ end }}\n\n{{ end }}### Assistant\n',
 }
 """Ollama's form of the chat templates that are known by name, which it cannot make of the Jinja in the file."""
-_LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "llama.cpp", "gguf-adapter": "llama.cpp"}
+_LIBRARIES = {"adapter": "peft", "merged": "transformers"}
+"""Those that are not llama.cpp."""
 
 
 def render_card(source: Source, target: str, dtype: str | None, weights_from: str, files: list[str]) -> str:
@@ -41,15 +43,22 @@ def render_card(source: Source, target: str, dtype: str | None, weights_from: st
 
     Args:
         source: The run.
-        target: adapter, merged, gguf or gguf-adapter.
+        target: adapter, merged, gguf, gguf-adapter or gguf-base.
         dtype: Format of the weights; None for an adapter.
         weights_from: Description of the base that the adapter was merged into; "" for an adapter.
         files: Names of the files beside the card.
     """
+    use = f"## Use\n\n{_usage(source, target, files)}"
+    if source.is_base:
+        what = f"{_code(source.base_name)}, in one {dtype} GGUF file. {weights_from}"
+        title = f"# {_plain(source.base_name)}"
+        return (
+            "\n\n".join([_front_matter(source, target), title, what, use, f"## Licence\n\n{_licence(source)}"]) + "\n"
+        )
     parts = [_front_matter(source, target), f"# {_plain(source.name)}", _what(source, target, dtype, weights_from)]
     report = _report_sections(source.run.report_path)
     parts += [f"## {title}\n\n{report[title]}" for title in _SECTIONS if title in report]
-    parts += ["## Settings", _settings(source), "## Use", _usage(source, target, files), "## Licence", _licence(source)]
+    parts += ["## Settings", _settings(source), use, "## Licence", _licence(source)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -72,25 +81,20 @@ def render_modelfile(source: Source, file: str, tokenizer: GgufTokenizer, contex
     elif not tokenizer.chat_template:
         # With a chat template in the file, Ollama generates its own template from that.
         lines.append(f'TEMPLATE """{prompt}"""')
-    lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
+    # Ollama takes what stands between the first and the last quotation mark as it is.
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     return "\n".join([*lines, f"PARAMETER num_ctx {min(context, 32768)}"]) + "\n"
-
-
-def base_name(source: Source) -> str:
-    """Returns a name of the base model that is valid on other machines."""
-    spec = source.spec
-    return spec.hub_id or (spec.path.name if spec.path else spec.name)
 
 
 def _front_matter(source: Source, target: str) -> str:
     licence = source.spec.licence if source.spec.licence != "unknown" else "other"
     lines = [
         "---",
-        f"base_model: {json.dumps(base_name(source), ensure_ascii=False)}",
-        f"library_name: {_LIBRARIES[target]}",
+        f"base_model: {json.dumps(source.base_name, ensure_ascii=False)}",
+        f"library_name: {_LIBRARIES.get(target, 'llama.cpp')}",
         f"license: {licence}",
         "pipeline_tag: text-generation",
-        f"tags: [code, {'lora' if source.is_adapter else 'full-fine-tuning'}, elite-tui]",
+        f"tags: [code, {'base' if source.is_base else 'lora' if source.is_adapter else 'full-fine-tuning'}, elite-tui]",
         "---",
     ]
     return "\n".join(lines)
@@ -98,7 +102,7 @@ def _front_matter(source: Source, target: str) -> str:
 
 def _what(source: Source, target: str, dtype: str | None, weights_from: str) -> str:
     method = "with LoRA" if source.is_adapter else "in every weight"
-    text = f"{_code(base_name(source))}, fine-tuned {method} on a code repository by elite-tui {__version__}. "
+    text = f"{_code(source.base_name)}, fine-tuned {method} on a code repository by elite-tui {__version__}. "
     text += {
         "adapter": "This is the adapter alone, in PEFT's format: it is used with its base model.",
         "merged": f"The whole model, in {dtype} safetensors that transformers loads.",
@@ -112,7 +116,7 @@ def _settings(source: Source) -> str:
     config = source.config
     lora, training = config.lora, config.training
     rate = training.rate_in_words(source.run.planned_rate())
-    rows = [("base model", _code(base_name(source))), ("trained in", config.model.precision)]
+    rows = [("base model", _code(source.base_name)), ("trained in", config.model.precision)]
     if source.is_adapter:
         kind = "".join(name for name, on in ((", rsLoRA", lora.rslora), (", DoRA", lora.dora)) if on)
         rows.append(("adapter", f"rank {lora.rank}, alpha {lora.alpha:g}{kind}, on {', '.join(lora.targets)}"))
@@ -137,7 +141,13 @@ def _epochs(training: TrainingSection) -> str:
 def _usage(source: Source, target: str, files: list[str]) -> str:
     name = next((file for file in files if file.endswith(".gguf")), "")
     if target == "gguf-adapter":
-        return f"    llama-server -m BASE.gguf --lora {name}"
+        return (
+            f"    llama-server -m {BASE} --lora {name}\n\n"
+            f"{BASE} is the base in GGUF: `engine export RUN --to gguf-base` writes it. Ollama adds the adapter by a "
+            f"Modelfile of two lines, `FROM ./{BASE}` and `ADAPTER ./{name}`."
+        )
+    if source.is_base:
+        return f"    llama-server -m {name} --lora {_plain(source.name)}-lora.gguf"
     if target == "gguf":
         return (
             f"    llama-cli -m {name} -p 'def main(' -n 64\n"
@@ -145,17 +155,22 @@ def _usage(source: Source, target: str, files: list[str]) -> str:
         )
     lines = ["from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast", ""]
     if target == "adapter":
-        name, text = repr(base_name(source)), ""
+        lines, text = ["from peft import PeftModel", *lines], ""
+        if source.spec.name == "demo":
+            lines.insert(0, "from engine.assets import asset  # elite-tui carries the demo model")
+            lines.append('where = asset("demo-model")')
+        else:
+            lines.append(f"where = {source.base_name!r}{'  # the path of its folder' if source.spec.path else ''}")
         if renames := source.base_folder.renames:
-            lines = ["from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast", ""]
-            lines += [f"config = AutoConfig.from_pretrained({name}).get_text_config(decoder=True)  # without its tower"]
+            lines[lines.index("")] = "from transformers import AutoConfig\n"
+            lines.append(
+                "config = AutoConfig.from_pretrained(where).get_text_config(decoder=True)  # without its tower"
+            )
             if (tied := source.base_folder.config.get("tie_word_embeddings")) is not None:
-                lines += [f"config.tie_word_embeddings = {bool(tied)}"]
+                lines.append(f"config.tie_word_embeddings = {bool(tied)}")
             text = f", config=config, key_mapping={dict(renames)!r}"
-        lines = [
-            "from peft import PeftModel",
-            *lines,
-            f'base = AutoModelForCausalLM.from_pretrained({name}{text}, dtype="auto")',
+        lines += [
+            f'base = AutoModelForCausalLM.from_pretrained(where{text}, dtype="auto")',
             'model = PeftModel.from_pretrained(base, ".")',
         ]
         if source.changes.yarn_factor is not None or source.changes.kv_heads is not None:
@@ -172,9 +187,11 @@ def _usage(source: Source, target: str, files: list[str]) -> str:
 
 
 def _licence(source: Source) -> str:
-    base = _code(base_name(source))
+    base = _code(source.base_name)
     if source.spec.licence == "unknown":
         return f"The licence of {base} is not stated in its files: look it up before you pass this on."
+    if source.is_base:
+        return f"{base} is under {_code(source.spec.licence)}."
     return (
         f"{base} is under {_code(source.spec.licence)}, which holds for this model too. "
         "It was trained on code whose own licence may set terms besides."

@@ -189,6 +189,8 @@ def _trained(source: Source) -> Any:
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(source.result, dtype=torch.float32, trust_remote_code=False)
+    if source.is_base:
+        return _base(source)
     from peft import PeftModel
 
     return PeftModel.from_pretrained(_base(source), source.result)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from engine import errors
+from engine.config.names import as_name
 from engine.export.card import render_card, render_modelfile
+from engine.export.commands import commands
 from engine.export.merged import merged_bytes, write_merged
 from engine.export.merging import read_updates
 from engine.export.source import Source, check_base, merged, open_source
@@ -22,17 +24,20 @@ if TYPE_CHECKING:
     from engine.export.source import Merged
     from engine.runs.run_directory import RunDirectory
 
-Target = Literal["adapter", "merged", "gguf", "gguf-adapter"]
+Target = Literal["adapter", "merged", "gguf", "gguf-adapter", "gguf-base"]
+GGUF_DTYPES = ("bf16", "fp16", "f32", "q8_0", "q5_k_m", "q4_k_m")
 DTYPES: dict[Target, tuple[str, ...]] = {
     "adapter": (),
     "gguf-adapter": (),
     "merged": ("bf16", "fp16", "f32"),
-    "gguf": ("bf16", "fp16", "f32", "q8_0", "q5_k_m", "q4_k_m"),
+    "gguf": GGUF_DTYPES,
+    "gguf-base": GGUF_DTYPES,
 }
 ORIGINAL = "The adapter is folded into the base's original weights."
 DEQUANTISED = (
     "The base exists in 4 bits only: the adapter is folded into what those give back, not into the original weights."
 )
+ALONE = "The base as it was before training, for adapters that llama.cpp adds as it runs."
 UNTOUCHED = "Every weight was trained; nothing had to be folded in."
 NOT_AS_TRAINED = " It was trained on a 4-bit copy of them, so its results can differ a little from those of the run."
 
@@ -48,6 +53,8 @@ class Exported:
     "Sentence on the base that the adapter was merged into; empty for an adapter."
     files: dict[str, int]
     "Name → bytes."
+    commands: tuple[str, ...] = ()
+    "Lines for a shell that use it."
     difference: Difference | None = None
     "Difference from the run's own model, where it was compared."
     unchecked: str = ""
@@ -68,7 +75,7 @@ def export(
     check: bool | None = None,
     notify: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Exported:
-    """Exports a run as an adapter, a merged model or a GGUF file.
+    """Exports a run as an adapter, a merged model or a GGUF file; or its base as a GGUF file.
 
     Args:
         run: A run with a result.
@@ -96,15 +103,16 @@ def export(
         folder = (output or default_folder(run, target, chosen)).absolute()
         about = _words(source, dequantised=model.weights.dequantised)
         file: str | None = None
-        if target == "gguf":
+        if target in ("gguf", "gguf-base"):
             from engine.export.gguf_file import GgufFile
 
             planned = GgufFile(source, model, chosen)
-            file = f"{source.name}-{chosen}.gguf"
+            file = f"{as_name(source.base_name) or 'base' if source.is_base else source.name}-{chosen}.gguf"
             with new_folder(folder, planned.bytes) as aside:
                 planned.write(aside / file, notify)
-                modelfile = render_modelfile(source, file, planned.tokenizer, model.config.max_position_embeddings)
-                (aside / "Modelfile").write_text(modelfile, encoding="utf-8")
+                if not source.is_base:
+                    modelfile = render_modelfile(source, file, planned.tokenizer, model.config.max_position_embeddings)
+                    (aside / "Modelfile").write_text(modelfile, encoding="utf-8")
                 checked = _compare(source, model, aside, chosen, file, check)
                 return _finish(source, target, chosen, about, aside, folder, *checked)
 
@@ -190,12 +198,15 @@ def _finish(
         dtype=dtype,
         base=about,
         files=files,
+        commands=commands(source, target, folder, names),
         difference=difference,
         unchecked=unchecked,
     )
 
 
 def _words(source: Source, *, dequantised: bool) -> str:
+    if source.is_base:
+        return ALONE
     if not source.is_adapter:
         return UNTOUCHED
     if dequantised:

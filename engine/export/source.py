@@ -41,11 +41,19 @@ class Source:
     is_adapter: bool
     changes: BaseChanges
     "Changes to the base before the adapter was trained on it."
+    is_base: bool = False
+    "Whether the base is exported, without the adapter."
 
     @property
     def name(self) -> str:
-        """The model's name, suitable for file names."""
+        """The tuned model's name, suitable for file names."""
         return model_name(self.config)
+
+    @property
+    def base_name(self) -> str:
+        """Name of the base model that is valid on other machines."""
+        spec = self.spec
+        return spec.hub_id or (spec.path.name if spec.path else spec.name)
 
     @cached_property
     def base_folder(self) -> ModelFolder:
@@ -83,7 +91,7 @@ def open_source(run: RunDirectory, target: str) -> Source:
     spec = find_model(config.model.name)
     require(spec.family, "exported")
     is_adapter = results[0] == run.adapter_path
-    if target in ("adapter", "gguf-adapter") and not is_adapter:
+    if target in ("adapter", "gguf-adapter", "gguf-base") and not is_adapter:
         raise errors.EXPORT_NOTHING(
             run=run.id, target=target, problem="it trained every weight of the model", remedy="use --to merged"
         )
@@ -98,6 +106,7 @@ def open_source(run: RunDirectory, target: str) -> Source:
         result=results[0],
         is_adapter=is_adapter,
         changes=changes,
+        is_base=target == "gguf-base",
     )
 
 
@@ -125,7 +134,7 @@ class Merged:
 
 @contextmanager
 def merged(source: Source) -> Iterator[Merged]:
-    """Opens the run's model with the adapter merged into the base's own weights.
+    """Opens the run's model with the adapter merged into the base's own weights; without it where `is_base`.
 
     Raises:
         EliteError: MODEL_*, BASE_CHANGED, EXPORT_DAMAGED.
@@ -134,7 +143,7 @@ def merged(source: Source) -> Iterator[Merged]:
 
     map_, config = open_weights(source.weights_spec)
     check_base(source, map_)
-    updates = read_updates(source.result, map_) if source.is_adapter else {}
+    updates = read_updates(source.result, map_) if source.is_adapter and not source.is_base else {}
     changes = source.changes if source.is_adapter else NO_CHANGES
     if changes.yarn_factor is not None:
         stretch_positions(config, changes.yarn_factor)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Format
 from gguf import GGUFReader
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from support.exports import VOCABULARY, finished_run, save_base
-from support.llama_cpp import llama_cpp
+from support.llama_cpp import llama_cpp, open_server
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from engine import atomic_dir, errors
@@ -187,6 +191,45 @@ def test_an_adapter_is_added_to_its_base_as_it_runs(case, runs, tmp_path):
         assert np.abs(ask(ids) - expected).max() > 0.5  # what the adapter adds
     with llama_cpp(base, VOCABULARY, written.path / "tiny-lora.gguf") as ask:
         np.testing.assert_allclose(ask(ids), expected, atol=0.05)
+
+
+def greedy(model, ids, count):
+    """Most likely tokens one after the other, by plain transformers."""
+    ids = torch.tensor([ids])
+    with torch.no_grad():
+        for _ in range(count):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    return ids[0, -count:].tolist()
+
+
+def test_its_server_switches_an_adapter_on_and_off(runs, tmp_path):
+    run = runs("qwen2, tied")
+    base = export(run, "gguf-base", tmp_path / "base", "f32", check=True)
+    assert base.difference.relative < 1e-4
+    adapter = export(run, "gguf-adapter", tmp_path / "lora").path / "tiny-lora.gguf"
+    folder = Path(run.load_config().model.name)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]
+    expected = {0.0: greedy(plain, ids, 12)}
+    expected[1.0] = greedy(PeftModel.from_pretrained(plain, run.adapter_path).eval(), ids, 12)
+    assert expected[0.0] != expected[1.0]
+    server = open_server(base.path / "base-f32.gguf", adapter)
+
+    def ask(path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(server.listening_address + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+
+    [listed] = ask("/lora-adapters")
+    assert (listed["path"], listed["scale"]) == (str(adapter), 1.0)
+    body = {"prompt": ids, "n_predict": 12, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+    for scale in (1.0, 0.0, 1.0):
+        ask("/lora-adapters", [{"id": listed["id"], "scale": scale}])
+        # After a switch, the server goes on with what it has cached of a prompt under the other scale.
+        assert ask("/completion", {**body, "cache_prompt": False})["tokens"] == expected[scale]
+    for scale in (0.0, 1.0, 0.0):  # a request that names its own scale empties that cache
+        assert ask("/completion", {**body, "lora": [{"id": 0, "scale": scale}]})["tokens"] == expected[scale]
 
 
 @pytest.mark.parametrize("lora", [{"dora": True}, {"targets": ["q_proj", "lm_head"]}])

@@ -12,12 +12,8 @@ import numpy.typing as npt
 import xllamacpp
 
 
-@contextmanager
-def llama_cpp(file: Path, vocabulary: int, adapter: Path | None = None) -> Iterator[Any]:
-    """Loads a model, and an adapter with it; yields a function from a prompt to the next token's log-probabilities.
-
-    The function takes text or token ids, and returns an array of shape (vocabulary,).
-    """
+def open_server(file: Path, adapter: Path | None = None) -> Any:
+    """Starts llama.cpp's server in this process, on a free port of loopback."""
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(file)
     parameters.n_ctx = 512
@@ -27,7 +23,16 @@ def llama_cpp(file: Path, vocabulary: int, adapter: Path | None = None) -> Itera
     parameters.verbosity = -1
     if adapter is not None:
         parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-    server = xllamacpp.Server(parameters)
+    return xllamacpp.Server(parameters)
+
+
+@contextmanager
+def llama_cpp(file: Path, vocabulary: int, adapter: Path | None = None) -> Iterator[Any]:
+    """Loads a model, and an adapter with it; yields a function from a prompt to the next token's log-probabilities.
+
+    The function takes text or token ids, and returns an array of shape (vocabulary,).
+    """
+    server = open_server(file, adapter)
 
     def ask(prompt: str | list[int]) -> npt.NDArray[np.float64]:
         asked = {"prompt": prompt, "max_tokens": 1, "temperature": 0.0, "n_probs": vocabulary, "logprobs": vocabulary}
