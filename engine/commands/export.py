@@ -94,7 +94,6 @@ class _Progress:
 
 def _print(written: Exported) -> None:
     from engine.errors import one_line
-    from engine.quantities import format_bytes
 
     lines = [f"wrote {one_line(written.path)}"]
     lines += [f"  {format_bytes(size):>10}  {one_line(name)}" for name, size in written.files.items()]

@@ -1,4 +1,4 @@
-"""On 60×20 and 80×24 keys, buttons and fields are whole, and what lies below can be scrolled to."""
+"""Keys, buttons and fields are whole on small and large terminals, and what lies below can be scrolled to."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from rich.cells import cell_len
 from textual.widgets import Button, DataTable, Input, Select
 from textual.widgets._footer import FooterKey
 
+from elite_tui.screens.export import ExportScreen
 from elite_tui.screens.help import HelpScreen
 from tests.tui.support import gpu_machine, history_of, make_app, settled, still, until
 from tests.tui.test_run_snapshots import GPU_RUN, GpuReplay, RunReport, monitor, result_of, runs_engine
 
-SIZES = ((60, 20), (80, 24))
+SIZES = ((60, 20), (80, 24), (100, 30), (200, 60))
 sizes = pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 WIZARD = ("project", "hardware", "tiers", "options", "data", "review")
 
@@ -77,3 +78,28 @@ async def test_a_run_and_its_result(size):
         await pilot.press("f1")
         await until(pilot, lambda: isinstance(app.screen, HelpScreen))
         assert cut(app.screen) == []
+
+
+@sizes
+async def test_the_formats_of_an_export(size, tmp_path):
+    app = make_app()
+    async with app.run_test(size=size) as pilot:
+        await settled(pilot)
+        app.push_screen(ExportScreen(tmp_path))
+        await until(pilot, lambda: isinstance(app.screen, ExportScreen))
+        await settled(pilot)
+        assert cut(app.screen) == []
+        assert app.screen.query_one("#close", Button).region in app.screen.query_one("#dialog").region
+
+
+async def test_the_table_of_windows_has_one_line_a_tier(tmp_path):
+    app = make_app(machine=gpu_machine(), values={"model.name": "qwen2.5-coder-1.5b"})
+    async with app.run_test(size=(100, 30)) as pilot:
+        app.go("data")
+        await settled(pilot)
+        await until(pilot, lambda: app.state.data.value is not None)
+        await still(pilot)
+        block = app.screen.query_one("#windows")
+        head = str(block.content).splitlines()[1]
+        assert head.endswith("unpacked")
+        assert block.content_size.width >= cell_len(head)
