@@ -208,7 +208,10 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec, space: Di
     config = _as_planned_before(session) if session.resuming else session.config
     tokens = None
     training = config.training
-    if training.context is None and not isinstance(training.tier, int) and not training.stages:
+    # What is left of a run has no promise of its own, and its windows may be set already.
+    if not session.resuming or (
+        training.context is None and not isinstance(training.tier, int) and not training.stages
+    ):
         tokens = estimate_data_tokens(config.data)
     choice = choose_plan(config, machine, spec, tokens, session.group.ranks, grow=grow)
     if session.resuming:

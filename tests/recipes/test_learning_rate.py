@@ -13,6 +13,7 @@ from engine.config import from_mapping
 from engine.evaluation.promise import Promise
 from engine.export.card import render_card
 from engine.export.source import open_source
+from engine.launch.preflight import check_and_plan
 from engine.protocol import RunStarted, StepCompleted, Stop
 from engine.recipes.fine_tune import train
 from engine.runs.run_directory import RunDirectory
@@ -49,6 +50,12 @@ def begin(folder, **training):
 
 def deepspeed_rate(run):
     return json.loads(run.deepspeed_path.read_text())["optimizer"]["params"]["lr"]
+
+
+def test_a_run_promises_what_its_checks_did(tmp_path):
+    run = begin(tmp_path).run
+    _, choice = check_and_plan(run.load_config())
+    assert json.loads(run.plan_path.read_text())["note"] == choice.note
 
 
 def resume(first):
