@@ -16,7 +16,7 @@ from engine.evaluation.curve import RunCurve
 from engine.evaluation.markdown import code, table
 from engine.evaluation.projection import Projection, Score, project, score_in_hindsight
 from engine.evaluation.words import number, too_few_updates
-from engine.quantities import format_bytes, format_seconds, format_timing
+from engine.quantities import counted, format_bytes, format_seconds, format_timing
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
@@ -130,7 +130,8 @@ def _quality(report: RunReport, pictures: frozenset[str]) -> Iterator[str]:
     yield "## Held-out perplexity"
     yield table([("base model", _perplexity(before)), ("tuned", _perplexity(after))], ("", "perplexity"))
     yield (
-        f"Over {report.held_out_scored:,} tokens of {report.dataset.held_out_files:,} files that training never saw. "
+        f"Over {report.held_out_scored:,} tokens of {counted(report.dataset.held_out_files, 'file')} "
+        "that training never saw. "
         "Perplexity p means: as uncertain of the next token as a choice among p equally likely ones. "
         "`engine evaluate` adds intervals, languages, positions and completed functions."
     )

@@ -75,7 +75,7 @@ def build_model(
     if isinstance(tuning, FullTuning):
         notify(f"all {count:,} parameters are trained, in fp32 on the {setup.choice.plan.layout.master_home}")
     else:
-        notify(f"{setup.spec.parameters:,} parameters, of which the adapter trains {count:,} more")
+        notify(f"{setup.spec.parameters:,} parameters; the adapter trains {count:,} of its own")
     if techniques:
         notify(f"the model runs with {', '.join(techniques)}")
     return tuning, accelerator

@@ -84,21 +84,22 @@ class _Endpoint:
         self._prompts, self._worker, self._tokenizer = prompts, worker, tokenizer
         self._models = {
             name: {
-                "id": name,
+                "id": full,
                 "object": "model",
                 "created": 0,
                 "owned_by": "engine",
                 "side": side,
                 "max_model_len": worker.capacity,
             }
-            for name, side in prompts.names.items()
+            for full, side in prompts.names.items()
+            for name in (full, side)
         }
 
     async def health(self, _: Request) -> Response:
         return JSONResponse({"status": "ok", "unanswered": self._worker.unanswered})
 
     async def models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": list(self._models.values())})
+        return JSONResponse({"object": "list", "data": [self._models[name] for name in self._prompts.names]})
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]

@@ -79,7 +79,9 @@ def test_models_are_listed(server):
     status, found = server.client.call("GET", "/v1/models")
     assert status == 200
     assert [model["id"] for model in found["data"]] == [server.run.id, "tiny-base"]
-    assert server.client.call("GET", f"/v1/models/{server.run.id}")[1]["id"] == server.run.id
+    for name in (server.run.id, "tuned"):
+        assert server.client.call("GET", f"/v1/models/{name}")[1]["id"] == server.run.id
+    assert server.client.call("GET", "/v1/models/base")[1]["id"] == "tiny-base"
     assert Client(server.client.port, "").call("GET", "/health")[0] == 200
 
 
