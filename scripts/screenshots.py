@@ -26,10 +26,15 @@ from elite_tui.runs.files import PlannedRun
 from elite_tui.runs.report import RunReport
 from elite_tui.themes import COLOUR_BLIND, LIGHT
 from elite_tui.wizard.recent import remember
+from engine.config import from_mapping
+from engine.launch import doctor
+from engine.launch.doctor import Check
+from engine.models.catalogue import find_model
+from engine.plan.choice import choose_plan
 from engine.runs.run_index import STATE_VARIABLE
 from engine.runs.run_summary import RunSummary
 from tests.tui.recording import START
-from tests.tui.support import FixedEngine, gpu_machine, half_way, history_of, make_app, settled, still
+from tests.tui.support import FACTS, FixedEngine, gpu_machine, half_way, history_of, make_app, settled, still
 from tests.tui.test_run_snapshots import GPU_RUN, SAMPLES, GpuReplay, monitor, result_of, runs_engine
 
 SIZE = (120, 36)
@@ -62,10 +67,22 @@ class Picture:
     theme: str | None = None
 
 
+def checks_of(engine: FixedEngine) -> list[Check]:
+    """The tests' checks, with the doctor's own of the made-up machine and of its plan."""
+    config = from_mapping({"model": {"name": MODEL["model.name"]}, "data": {"repositories": ["."]}})
+    spec = find_model(MODEL["model.name"])
+    choice = choose_plan(config, engine.machine, spec, FACTS.tokens)
+    by_name = {check.name: check for check in engine.checks}
+    by_name["context"] = doctor.context_row(config, spec, choice)
+    by_name |= {check.name: check for check in doctor.gpu_rows(config, engine.machine)}
+    return list(by_name.values())
+
+
 def wizard() -> EliteApp:
     """The wizard on a gaming PC, with a past."""
     engine = FixedEngine(gpu_machine(), half_way())
     engine.summaries = summaries()
+    engine.checks = checks_of(engine)
     app = make_app(engine=engine, values=MODEL)
     for path in ("/home/me/game", "/home/me/shop"):
         app.state.draft.set("data.repositories", [path])

@@ -103,8 +103,8 @@ def examine(config: RunConfig, *, probe: bool = True) -> Iterator[Check]:
     yield row
     yield _memory(machine)
     yield _disk(config, spec, choice, tokens or 0, output)
-    yield _context(config, spec, choice)
-    yield from _gpu(config, machine)
+    yield context_row(config, spec, choice)
+    yield from gpu_rows(config, machine)
     yield library_row(machine)
     if probe:
         yield from _probe(config, choice)
@@ -217,7 +217,7 @@ def _disk(config: RunConfig, spec: ModelSpec | None, choice: Choice | None, toke
     return Check(name="disk", status="passed", text=f"room for the {format_bytes(needed)} of {kinds}")
 
 
-def _context(config: RunConfig, spec: ModelSpec | None, choice: Choice | None) -> Check:
+def context_row(config: RunConfig, spec: ModelSpec | None, choice: Choice | None) -> Check:
     """Checks the context against the model's trained positions, beyond which its rotary positions are untrained."""
     if spec is None or choice is None:
         return _skip("context", "there is no plan")
@@ -239,7 +239,8 @@ def _context(config: RunConfig, spec: ModelSpec | None, choice: Choice | None) -
     )
 
 
-def _gpu(config: RunConfig, machine: Machine) -> Iterator[Check]:
+def gpu_rows(config: RunConfig, machine: Machine) -> Iterator[Check]:
+    """Checks for a GPU, and for others who hold memory on it."""
     if config.model.device == "cpu" or not machine.gpus:
         why = "model.device is cpu" if machine.gpus else "none found: training runs on the CPU"
         yield _skip("GPU", why)
