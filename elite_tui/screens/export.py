@@ -107,7 +107,7 @@ class ExportScreen(ModalScreen[None]):
                     remedy = "press again to write into the folder above, or name another"
                 self.post_message(self.Said(f"{problem}; {remedy}", ended=True, exists=exists))
             else:
-                text = f"{written['path']}\n{written['base']}".rstrip()
+                text = "\n".join(filter(None, (written["path"], written["base"], *written["commands"][:1])))
                 self.post_message(self.Said(text, ended=True, written=True))
 
         self.run_worker(work, thread=True, exclusive=True)

@@ -32,6 +32,7 @@ async def test_a_result_is_exported_from_its_screen_and_not_twice(tmp_path):
         written = recorded.path / "exports" / "gguf-f32"
         assert {path.name for path in written.iterdir()} == {"tiny-f32.gguf", "Modelfile", "README.md"}
         assert RUN_ID in text_of(app, "#said")
+        assert "ollama create tiny -f" in text_of(app, "#said")
         app.screen.query_one("#gguf", Button).press()
         await until(pilot, lambda: "press again" in text_of(app, "#said"), seconds=60)
         app.screen.query_one("#gguf", Button).press()
