@@ -117,16 +117,17 @@ def _entries(data: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
     yield from (entry for entry in entries if isinstance(entry, dict)) if isinstance(entries, list) else ()
 
 
-def _parsing(data: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _parsing(data: Mapping[str, Any], name: str, wanted: str = "completion") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields how functions were completed, and the row of those that parse."""
     for task in _entries(data, name):
         for row in _entries(task, "rows"):
-            if task.get("task") == "completion" and row.get("name") == "parses":
+            if task.get("task") == wanted and row.get("name") == "parses":
                 yield text(task, "arm"), row
 
 
 def _by_chance(data: Mapping[str, Any]) -> bool:
-    for _, row in _parsing(data, "tasks"):
+    # Of a chat model the rate is that of functions asked for through its template.
+    for _, row in [*_parsing(data, "tasks", "asked"), *_parsing(data, "tasks")]:
         ends = row.get("difference_interval")
         low, high = (number(ends, "low"), number(ends, "high")) if isinstance(ends, dict) else (None, None)
         return low is None or high is None or low <= 0 <= high

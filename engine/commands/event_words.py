@@ -22,7 +22,7 @@ from engine.protocol import (
 from engine.quantities import counted, format_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from engine.runs.run_directory import RunDirectory
 
@@ -73,12 +73,34 @@ def describe_ending(
     ]
     if before and after and (few := too_few_updates(ending.steps)):
         lines.append(f"{'':<19} {few}")
+    if ending.status == "completed":
+        lines += _measured(run)
     if ending.adapter:
         lines.append(f"adapter             {run.path / ending.adapter}")
     if ending.status == "stopped":
         lines.append(f"go on with          engine train --resume {run.id}")
     lines.append(f"look again with     elite-tui monitor {run.id}")
     return [one_line(line) for line in lines]
+
+
+def _measured(run: RunDirectory) -> Iterator[str]:
+    """Yields what the evaluation in a run's folder found, with its intervals."""
+    import msgspec
+
+    from engine import regular_file
+    from engine.evaluation.result import FILE_NAME, evaluation_from_json
+    from engine.evaluation.words import interval_words, parsing_words
+
+    try:
+        evaluation = evaluation_from_json(regular_file.read_object(run.path / FILE_NAME))
+    except (OSError, ValueError, TypeError, KeyError, msgspec.ValidationError):
+        return
+    row, rate = evaluation.perplexity, evaluation.completed("parses")
+    change = interval_words(row.change_interval, "{:+.1%}")
+    yield f"{'':<19} {row.change:+.1%} over {row.tokens:,} tokens, 95% interval {change}"
+    if rate is not None:
+        yield f"files that parse    {parsing_words(rate)}"
+    yield f"report              {run.report_path}"
 
 
 def step_numbers(event: StepCompleted) -> str:

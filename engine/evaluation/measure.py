@@ -17,7 +17,7 @@ from engine.evaluation.held_out import HeldOut
 from engine.evaluation.intervals import FEWEST
 from engine.evaluation.kept_scores import ASKED, PLAIN, Measured, Requests
 from engine.evaluation.lines import choose_lines
-from engine.evaluation.result import Evaluation, TaskResult, samples_of, task_result
+from engine.evaluation.result import ASKED_TASK, Evaluation, TaskResult, samples_of, task_result
 from engine.evaluation.retrieval import RepositoryPrompts
 from engine.evaluation.tally import by_language, by_position, overall, tally_losses
 from engine.evaluation.tasks import Before, Task, ask, complete, tasks_of
@@ -157,7 +157,7 @@ def evaluate_pair(
         perplexity=row,
         by_language=tuple(by_language(base.tally, tuned.tally, held_out)),
         by_position=tuple(by_position(base.tally, tuned.tally)),
-        tasks=tuple(task_result(task, base.written[task, PLAIN], tuned.written[task, PLAIN]) for task in requests),
+        tasks=tuple(_tasks(base, tuned)),
         samples=samples_of(functions, base.written["completion", PLAIN], tuned.written["completion", PLAIN])
         if functions
         else (),
@@ -175,6 +175,15 @@ def _arms(near: RepositoryPrompts | None, task: Task, *, base: bool) -> dict[str
         if base and task == "completion":
             arms[FILES] = near.files
     return arms
+
+
+def _tasks(base: Measured, tuned: Measured) -> Iterator[TaskResult]:
+    """Yields both models on the same requests: of the file alone, and asked through the chat template."""
+    for (task, arm), completions in base.written.items():
+        if arm == PLAIN:
+            yield task_result(task, completions, tuned.written[task, arm])
+        elif arm == ASKED:
+            yield task_result(ASKED_TASK, completions, tuned.written[task, arm])
 
 
 def _compared(base: Measured, tuned: Measured) -> Iterator[TaskResult]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.evaluation.markdown import code, code_block, table
-from engine.evaluation.words import ARM_MARKS, MARK_WORDS, TASK_WORDS, mark_row, number, perplexity_row
+from engine.evaluation.words import ARM_MARKS, MARK_WORDS, TASK_WORDS, mark_row, number, parsing_words, perplexity_row
 from engine.steps.held_out_loss import perplexity
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def verdict(evaluation: Evaluation) -> str:
     else:
         sure = "a difference that chance can explain"
     text = f"Perplexity {number(row.base)} → {number(row.tuned)} ({row.change:+.1%}; {sure})."
-    rate = evaluation.mark("completion", "parses")
+    rate = evaluation.completed("parses")
     if rate is not None:
-        text += f" Files that parse with a function completed by the model: {rate.base:.0%} → {rate.tuned:.0%}."
+        text += f" Files that parse with a function completed by the model: {parsing_words(rate)}."
     return text
 
 

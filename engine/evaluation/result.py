@@ -14,6 +14,8 @@ from engine.evaluation.intervals import Interval, mean_interval, paired_shares, 
 from engine.evaluation.tally import PerplexityRow
 
 FILE_NAME = "evaluation.json"
+ASKED_TASK = "asked"
+"""Functions that both models are asked for through the chat template."""
 SAMPLES = 8
 """Number of functions kept in full for inspection."""
 _PROMPT_LINES = 12
@@ -91,7 +93,7 @@ class Evaluation:
 
     def as_json(self) -> dict[str, Any]:
         """Returns JSON values; the headline figures are at the top level."""
-        rate = self.mark("completion", "parses")
+        rate = self.completed("parses")
         return {
             "perplexity_before": self.perplexity.base,
             "perplexity_after": self.perplexity.tuned,
@@ -99,6 +101,13 @@ class Evaluation:
             "compile_rate_after": None if rate is None else rate.tuned,
             **asdict(self),
         }
+
+    def completed(self, name: str) -> MarkRow | None:
+        """Returns a mark of the completed functions, as a model is asked for them in use: through its chat template.
+
+        A chat model answers a bare file with prose. Without a template, functions are continued from the file.
+        """
+        return self.mark(ASKED_TASK, name) or self.mark("completion", name)
 
     def mark(self, task: str, name: str) -> MarkRow | None:
         """Returns one row of one task; None where there is none."""

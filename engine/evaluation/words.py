@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 Row = tuple[str, str, str, str, str, str]
 """Name, base, tuned, difference, the difference's interval, sample."""
 
-TASK_WORDS = {"completion": "completed", "fill-in-the-middle": "filled in", "next line": "next line"}
+TASK_WORDS = {
+    "completion": "completed",
+    "fill-in-the-middle": "filled in",
+    "next line": "next line",
+    "asked": "asked for as in a chat",
+}
 MARK_WORDS = {
     "parses": "files that parse",
     "ends": "bodies that come to an end",
@@ -79,6 +84,22 @@ def mark_row(row: MarkRow, name: str) -> Row:
         interval_words(row.difference_interval, "{:+.1f}", scale=100),
         counted(row.functions, "function"),
     )
+
+
+def parsing_words(row: MarkRow) -> str:
+    """Formats the share of files that parse, before and after, and whether chance can explain the difference."""
+    interval = row.difference_interval
+    if interval is None:
+        sure = "too few to tell from chance"
+    elif interval.low > 0:
+        sure = "more, and not by chance"
+    elif interval.high < 0:
+        sure = "fewer, and not by chance"
+    else:
+        sure = "a difference that chance can explain"
+    ends = "" if interval is None else f", 95% interval {interval_words(interval, '{:+.1f}', scale=100)}"
+    over = counted(row.functions, "function")
+    return f"{row.base:.1%} → {row.tuned:.1%} ({100 * row.difference:+.1f} points{ends}, over {over}; {sure})"
 
 
 def interval_words(interval: Interval | None, form: str, scale: float = 1.0) -> str:

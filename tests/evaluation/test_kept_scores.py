@@ -108,6 +108,11 @@ def place(tmp_path_factory):
         "base + snippets", "base + files", "base + its chat template", "adapter + snippets",
         "adapter + its chat template",
     }  # fmt: skip
+    [asked] = [task for task in first.tasks if task.task == "asked"]
+    by_arm = {(one.arm, row.name): row.tuned for one in first.arms for row in one.rows}
+    for row in asked.rows:
+        assert row.base == by_arm["base + its chat template", row.name]
+        assert row.tuned == by_arm["adapter + its chat template", row.name]
     assert len(first.general) == 2
     made.first = first
     [made.path] = made.folder.glob("evaluation-*.json")
