@@ -2,7 +2,7 @@
 
     python scripts/embedded_corpus.py collect   --out out/corpus    # download, check licences, clean, write the text
     python scripts/embedded_corpus.py tokenizer --out out/corpus    # a tokenizer trained on it, beside the shipped one
-    python scripts/embedded_corpus.py store     --out out/corpus    # its tokens in the engine's own format
+    python scripts/embedded_corpus.py tokens    --out out/corpus    # its token ids, packed: what the training reads
     python scripts/embedded_corpus.py pack      --out out/corpus    # corpus.tar.xz, for a machine without a network
 
     tar -xJf corpus.tar.xz -C out                                   # there: out/corpus/train, held-out and corpus.json
@@ -10,6 +10,7 @@
 The list with versions, licences and hashes is recipes/embedded-corpus.toml. Wheels are unpacked, never installed:
 nothing of a package runs. The text is what `engine train` would learn of it: the same filters, masked secrets, no
 duplicates, no near-duplicates; a file that is almost the same as a held-out one is left out of the training side.
+Beyond that, a file is left out that does not parse, or that is mostly a table of numbers or of long strings.
 """
 
 from __future__ import annotations
@@ -34,16 +35,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from engine.assets import asset
-from engine.config import DataSection, from_mapping
-from engine.data.dataset import build_dataset
+from engine.config import DataSection
 from engine.data.documents import edited
 from engine.data.reading import Reading, read
 from engine.data.sources import open_sources
-from engine.data.store import token_type
+from engine.data.syntax import parser_of
+from engine.tokenization.encoder import demo_encoder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -170,12 +173,30 @@ def clean(raw: Path, out: Path) -> tuple[Reading, dict[str, dict[str, Counter]]]
                 raise SystemExit(f"{item.file.path} changed while it was read")
             text = edited(document.text, item.edits)
             side = item.file.repository.name
+            if (flaw := flaw_of(text)) is not None:
+                reading.skipped[flaw] += 1
+                continue
             target = out / side / item.file.path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8", newline="")
             package = counts[side].setdefault(item.file.path.parts[0], Counter())
             package.update(files=1, bytes=len(text.encode()))
     return reading, counts
+
+
+def flaw_of(text: str) -> str | None:
+    """Why a file teaches little about writing Python; None where nothing speaks against it."""
+    source = text.encode("utf-8", "replace")
+    signs = np.frombuffer(source, dtype=np.uint8)
+    visible = max(1, np.count_nonzero(signs > ord(" ")))
+    lines = source.split(b"\n")
+    if np.count_nonzero((signs >= ord("0")) & (signs <= ord("9"))) > 0.2 * visible:
+        return "numbers"
+    if max(map(len, lines)) > 1000 or len(source) > 80 * len(lines):
+        return "long lines"
+    if np.count_nonzero(signs >= 0x80) > 0.1 * visible:
+        return "other scripts"
+    return "does not parse" if parser_of("Python").parse(source).root_node.has_error else None
 
 
 def report(done: int, total: int, what: str) -> None:
@@ -233,27 +254,52 @@ def tokenizer(options: argparse.Namespace) -> None:
     print(f"sha256 {digest}")
 
 
-def store(options: argparse.Namespace) -> None:
-    """The tokens in the engine's own format, files as they are: without fill-in-the-middle."""
-    from tokenizers import Tokenizer
-
-    recipe = from_mapping({"data": {**DATA, "repositories": [str(options.out / "train")]}})
-    chosen = options.tokenizer or asset("demo-model", "tokenizer.json")
-    dataset = build_dataset(
-        recipe.data,
-        tokenizer=Tokenizer.from_file(str(chosen)),
-        context=2048,
-        cache=options.out / "store",
-        progress=report,
-    )
-    summary = dataset.summary
-    (options.out / "store.txt").write_text(f"{summary.store.name} {summary.held_out_tokens}\n", encoding="utf-8")
-    print(f"\n{summary.train_tokens:,} tokens to train on, {summary.held_out_tokens:,} held out, in {summary.store}")
-    print(f"tokens are {token_type(8192).name}; read and tokenised in {summary.seconds:.0f} s")
+HELD_OUT = (64, 8193)
+"""Windows of the held-out packages, and their tokens: one more than the context, for what each predicts."""
+TOGETHER = 500
+"""Files that are encoded together."""
 
 
-DATA = {"documents": "package", "held_out_fraction": 0.005}
-"""data section of recipes/embedded.yaml, besides the folder."""
+def encode(folder: Path) -> Iterator[np.ndarray]:
+    """The token ids of each file, package by package, with its path line and end token as the engine has them."""
+    encoder = demo_encoder()
+    for some in batched(sorted(folder.rglob("*.py")), TOGETHER):
+        # A path within the package, as in a user's repository.
+        named = [(path.relative_to(folder).parts[1:], path.read_text(encoding="utf-8")) for path in some]
+        for ids in encoder.encode_documents([("/".join(parts), text) for parts, text in named]):
+            yield ids.astype("<u2")
+
+
+def batched(paths: list[Path], size: int) -> Iterator[list[Path]]:
+    for first in range(0, len(paths), size):
+        yield paths[first : first + size]
+
+
+def tokens(options: argparse.Namespace) -> None:
+    """Writes tokens.xz, ids of the training side and windows of the held-out one, and tokens.json about them."""
+    encoder = demo_encoder()
+    train = np.concatenate(list(encode(options.out / "train")))
+    held_out = np.concatenate(list(encode(options.out / "held-out")))
+    windows, length = HELD_OUT
+    starts = np.linspace(0, len(held_out) - length, windows).astype(np.int64)
+    scored = np.stack([held_out[start : start + length] for start in starts])
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 1 << 28, "lc": 0, "lp": 1, "pb": 1}]
+    packed = lzma.compress(train.tobytes() + scored.tobytes(), format=lzma.FORMAT_XZ, filters=filters)
+    (options.out / "tokens.xz").write_bytes(packed)
+    fim = encoder.fim
+    assert fim is not None
+    about = {
+        "tokens": len(train),
+        "held_out": HELD_OUT,
+        "held_out_tokens": len(held_out),
+        "end": encoder.end,
+        "fim": [fim.prefix, fim.suffix, fim.middle],
+        "line_ends": np.flatnonzero(encoder.newlines).tolist(),
+        "tokenizer": encoder.fingerprint,
+        "sha256": hashlib.sha256(packed).hexdigest(),
+    }
+    (options.out / "tokens.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    print(f"{len(train):,} tokens to train on, {len(held_out):,} held out; {len(packed) / 2**20:.1f} MiB packed")
 
 
 # --- travelling --------------------------------------------------------------------------------------------
@@ -284,12 +330,11 @@ def _packed_files(out: Path) -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("collect", "tokenizer", "store", "pack"))
+    parser.add_argument("what", choices=("collect", "tokenizer", "tokens", "pack"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the corpus")
     parser.add_argument("--list", type=Path, default=ROOT / "recipes" / "embedded-corpus.toml")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json for `store` (default: the shipped one)")
     options = parser.parse_args()
-    {"collect": collect, "tokenizer": tokenizer, "store": store, "pack": pack}[options.what](options)
+    {"collect": collect, "tokenizer": tokenizer, "tokens": tokens, "pack": pack}[options.what](options)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,18 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from engine.config import load
+from engine.tokenization.encoder import demo_encoder
 
 ROOT = Path(__file__).parents[1]
+
+
+sys.path.insert(0, str(ROOT / "scripts"))
 
 
 def script(name):
@@ -122,9 +129,166 @@ def test_the_first_weights_are_those_of_the_recipe(tmp_path):
     recipe = load(ROOT / "recipes" / "embedded.yaml")
     assert recipe.training.method == "full"
     assert recipe.training.context == made.config.max_position_embeddings
-    assert {"documents": recipe.data.documents, "held_out_fraction": recipe.data.held_out_fraction} == corpus.DATA
 
 
 def test_the_card_names_the_weights_that_ship():
     folder = ROOT / "assets" / "demo-model"
     assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in (folder / "README.md").read_text()
+
+
+# --- tokens, windows, training -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "flaw"),
+    [
+        (CODE.replace("*", "@"), None),
+        ("x = 'é'\n" + "y = compute(first, second)\n" * 9, None),
+        ("table = [\n" + "    1234, 5678, 9012,\n" * 90 + "]\n", "numbers"),
+        ("data = '" + "ab" * 600 + "'\n", "long lines"),
+        ("".join(f"names[{n}] = 'имя человека'\n" for n in range(9)), "other scripts"),
+        ("def f(:\n    pass\n", "does not parse"),
+    ],
+)
+def test_tables_and_what_does_not_parse_are_left_out(text, flaw):
+    assert corpus.flaw_of(text) == flaw
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A packed corpus, in two parts, and its files by path."""
+    out = tmp_path_factory.mktemp("packed")
+    files = {f"made/m{n}.py": CODE.replace("function", f"name{n}") for n in range(6)}
+    for side in ("train", "held-out"):
+        for path, text in files.items():
+            target = out / side / "made-1.0" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text if side == "train" else text.replace("value", "thing"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "HELD_OUT", (4, 257))
+        corpus.tokens(argparse.Namespace(out=out))
+    content = (out / "tokens.xz").read_bytes()
+    (out / "tokens.xz.a").write_bytes(content[: len(content) // 2])
+    (out / "tokens.xz.b").write_bytes(content[len(content) // 2 :])
+    (out / "tokens.xz").unlink()
+    return out, files
+
+
+def pieces(ids):
+    """Decoded files of a window, without the last, which may be cut off."""
+    text = demo_encoder().decode(ids.tolist())
+    return text.split("<|endoftext|>")[:-1]
+
+
+def test_the_tokens_are_the_files_as_the_engine_encodes_them(packed):
+    out, files = packed
+    found = script("pretrain_windows").Corpus(out)
+    assert pieces(found.train) == [f"<|file_sep|>{path}\n{text}" for path, text in sorted(files.items())]
+    assert found.held_out.shape == (4, 257)
+    assert "thing" in demo_encoder().decode(found.held_out[0].tolist())
+
+
+def test_a_corpus_with_a_missing_part_is_refused(packed, tmp_path):
+    out, _ = packed
+    for name in ("tokens.json", "tokens.xz.a"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    with pytest.raises(SystemExit, match="copy all its parts"):
+        script("pretrain_windows").Corpus(tmp_path)
+
+
+def test_a_moved_middle_put_back_is_a_stretch_of_its_file(packed):
+    out, files = packed
+    windows = script("pretrain_windows").Corpus(out).batch(0, 1, 20, 3000, fim=1.0)
+    assert windows.shape == (20, 3001)
+    seen, whole_lines = 0, 0
+    for window in windows:
+        for piece in pieces(window):
+            head, prefix, suffix, middle = re.split(r"<\|fim_(?:prefix|suffix|middle)\|>", piece)
+            path = head.removeprefix("<|file_sep|>").rstrip("\n")
+            assert prefix + middle + suffix in files[path]
+            seen += 1
+            whole_lines += (not prefix or prefix.endswith("\n")) and (not suffix or suffix.startswith("\n"))
+    assert seen > 100
+    assert 0.4 < whole_lines / seen < 0.95
+
+
+def test_a_stretch_of_a_package_begins_with_the_path_of_its_file(packed):
+    out, files = packed
+    for window in script("pretrain_windows").Corpus(out).batch(0, 1, 30, 200, fim=0.0):
+        assert len(window) == 201
+        path, _, text = demo_encoder().decode(window.tolist()).removeprefix("<|file_sep|>").partition("\n")
+        assert text.partition("<|endoftext|>")[0] in files[path]
+
+
+def options_of(out, folder, **changes):
+    settings = {
+        "corpus": out, "out": folder, "weights": None, "limit_s": None, "total_s": None, "steps": 4, "context": 64,
+        "long_context": 128, "long_share": 0.5, "decay": 0.5, "tokens": 256, "at_once": 128, "fim": 0.5, "rate": 4e-3,
+        "matrix_rate": 6e-3, "rate_scale": 1.0, "show": 1, "eager": True, "seed": 0, "shape": folder / "config.json",
+    }  # fmt: skip
+    config = script("embedded_init").shape(192, 1, 8192, 8185)
+    folder.mkdir()
+    config.save_pretrained(folder)
+    return argparse.Namespace(**settings | changes)
+
+
+def test_a_training_in_two_parts_ends_with_the_weights_of_one(packed, tmp_path):
+    out, _ = packed
+    pretrain = script("pretrain_small")
+    whole = pretrain.Run(options_of(out, tmp_path / "whole"))
+    assert pretrain.train(whole)
+    pretrain.write(whole, True)
+
+    options = options_of(out, tmp_path / "parts")
+    first = pretrain.Run(options)
+    for step in range(2):
+        batch = first.corpus.batch(0, step, 4, 64, 0.5)
+        first.update(torch.from_numpy(batch.astype(np.int64)), pretrain.rate(step / 4, options.decay))
+    first.keep()
+    second = pretrain.Run(options)
+    second.load()
+    assert second.step == 2
+    assert pretrain.train(second)
+    assert second.step == 4
+    pretrain.write(second, True)
+    there, here = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    assert there.keys() == here.keys()
+    for name, tensor in there.items():
+        assert torch.equal(tensor, here[name]), name
+    assert json.loads((tmp_path / "parts" / "training.json").read_text())["tokens"] == 4 * 256
+
+
+def test_the_rate_rises_stays_and_falls_to_zero():
+    rate = script("pretrain_small").rate
+    shares = [rate(done / 100, 0.3) for done in range(101)]
+    assert shares[0] < 0.01
+    assert shares[2:70] == [1.0] * 68
+    assert shares[85] == pytest.approx(0.5)
+    assert shares[100] == 0.0
+
+
+def test_weights_in_parts_are_put_together_and_the_card_names_them(tmp_path):
+    ship = script("embedded_ship").ship
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    config = {"hidden_size": 4, "vocab_size": 8}
+    for folder in (source, target):
+        (folder / "config.json").write_text(json.dumps(config))
+    (target / "README.md").write_text(f"(sha256 of the weights:\n  `{'0' * 64}`)\n")
+    parts = {"a.safetensors": {"one": torch.ones(2)}, "b.safetensors": {"two": torch.zeros(3)}}
+    for name, tensors in parts.items():
+        save_file(tensors, source / name)
+    (source / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"one": "a.safetensors", "two": "b.safetensors"}})
+    )
+    digest = ship(source, target)
+    assert digest == hashlib.sha256((target / "model.safetensors").read_bytes()).hexdigest()
+    assert digest in (target / "README.md").read_text()
+    assert load_file(target / "model.safetensors").keys() == {"one", "two"}
+    (source / "b.safetensors").unlink()
+    with pytest.raises(SystemExit, match="part of the weights is missing"):
+        ship(source, target)
+    (source / "config.json").write_text(json.dumps(config | {"hidden_size": 8}))
+    with pytest.raises(SystemExit, match="hidden_size differ"):
+        ship(source, target)
