@@ -72,7 +72,7 @@ def test_the_run_evaluates_itself_and_the_command_finds_the_same(run, tmp_path, 
         "base + snippets", "base + files", "base + its chat template", "adapter + snippets",
         "adapter + its chat template",
     }  # fmt: skip
-    assert [task["task"] for task in kept["tasks"]] == ["next line", "completion", "fill-in-the-middle"]
+    assert [task["task"] for task in kept["tasks"]] == ["next line", "completion", "fill-in-the-middle", "asked"]
     assert [row["name"] for row in kept["general"]] == ["general code", "general text"]
     assert "With text of the repository in the prompt" in report
 
