@@ -1,8 +1,8 @@
 """The `engine` command. Parses arguments, runs one sub-command, and turns errors into one line and an exit code.
 
 A sub-command is a module of engine.commands with `NAMES`, `SUMMARY`, `add_arguments(parser, name)` and
-`run(args) -> int`. `--help` imports every module, so a module imports slow libraries (torch, transformers) inside
-`run`.
+`run(args) -> int`. A named command imports its own module alone. `--help` imports every module, so a module imports
+slow libraries (torch, transformers) inside `run`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ COMMAND_MODULES: tuple[str, ...] = (
 )
 """Modules of engine.commands, in the order in which `engine --help` lists them."""
 
+_SHARED_MODULES = {"attach": "control", "stop": "control", "pause": "control", "resume": "control"}
+"""Modules of commands that are not called after them."""
+
 
 class _Parser(argparse.ArgumentParser):
     """Parser whose messages quote arguments without their control characters."""
@@ -61,8 +64,8 @@ class _Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of every sub-command."""
+def build_parser(command: str = "") -> argparse.ArgumentParser:
+    """Builds the parser of one sub-command, or of all where it is none of them."""
     parser = _Parser(
         prog="engine",
         description="Fine-tune a code model on your own repository, headless.",
@@ -71,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"elite-tui {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module_name in COMMAND_MODULES:
+    for module_name in _modules_of(command):
         module = importlib.import_module(f"engine.commands.{module_name}")
         for name in module.NAMES:
             summary = module.SUMMARY[name] if isinstance(module.SUMMARY, dict) else module.SUMMARY
@@ -81,12 +84,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _modules_of(command: str) -> Sequence[str]:
+    """Returns the module of a command. The modules of the others take most of the time of a short command."""
+    module_name = _SHARED_MODULES.get(command, command.replace("-", "_"))
+    if module_name in COMMAND_MODULES:
+        # "control" and "lr_range" are modules, but no commands.
+        module = importlib.import_module(f"engine.commands.{module_name}")
+        return (module_name,) if command in module.NAMES else COMMAND_MODULES
+    return COMMAND_MODULES
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     open_standard_streams()
     limit_omp_spin(os.environ)  # before a command imports torch
     number_by_bus(os.environ)
-    args = build_parser().parse_args(arguments)
+    args = build_parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
         require_working_directory()
         status: int = args.run(args)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import pty
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.cli import COMMAND_MODULES, build_parser
 from engine.launch.handle import RunHandle
 from engine.protocol import StepProgress, decode_event
 from engine.runs.journal import JournalReader
@@ -35,6 +38,15 @@ def repository(tmp_path):
 @pytest.fixture
 def options(repository, tmp_path):
     return ["--repo", str(repository), "--output", str(tmp_path / "out")]
+
+
+def command_module(name):
+    return importlib.import_module(f"engine.commands.{name}")
+
+
+def parsers(parser):
+    (action,) = (found for found in parser._actions if isinstance(found, argparse._SubParsersAction))
+    return action.choices
 
 
 def engine(*arguments, **keywords):
@@ -220,3 +232,15 @@ def test_help_names_every_option():
     text = engine("train", "--help").stdout
     options = "auto repo output model model-name epochs max-steps tier config set resume detach json"
     assert [name for name in options.split() if f"--{name}" not in text] == []
+
+
+@pytest.mark.parametrize("name", sorted({name for module in COMMAND_MODULES for name in command_module(module).NAMES}))
+def test_a_command_alone_has_the_help_that_it_has_among_all(name):
+    alone, among = (parsers(build_parser(command))[name] for command in (name, ""))
+    assert alone.format_help() == among.format_help()
+
+
+@pytest.mark.parametrize("name", ["", "--help", "control", "lr_range", "trian", "-"])
+def test_what_is_no_command_is_answered_with_all_of_them(name):
+    assert parsers(build_parser(name)).keys() == parsers(build_parser()).keys()
+    assert parsers(build_parser()).keys() >= {"train", "attach", "stop", "lr-range", "serve"}
