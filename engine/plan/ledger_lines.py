@@ -183,9 +183,9 @@ def _stored(work: Workload, parameters: int, quantised: int) -> tuple[int, Calla
     )
 
 
-def unpacked_parts(work: Workload, plan: StreamPlan, device: Place) -> Iterator[Line]:
+def unpacked_parts(work: Workload, weights: BaseWeights, device: Place) -> Iterator[Line]:
     """Lists the matrices that the streamed step unpacks from 4 bits, one layer at a time for all its tiles."""
-    if plan.four_bit_weights:
+    if in_4_bits(weights):
         unpacked, element = work.spec.linear_parameters, work.element
         yield Line(
             name="one layer's matrices, unpacked",
@@ -213,15 +213,22 @@ def key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Pl
     whatever the home of whole layers. Keys and values that later layers attend to are kept until the step's end.
     """
     _, ring = layers_of_ring(work.spec, plan.tile, work.context)
-    own = [kind for kind in work.spec.attentions if kind.use == "own"]
-    ringed = [kind for kind in own if ring is not None and kind.window is not None]
-    yield from _whole_layer_parts(
-        work, plan, key_block, device, _of_each_shape(kind for kind in own if kind not in ringed), _ONE_LAYER
-    )
-    lent = [kind for kind in work.spec.attentions if kind.use == "lent" for _ in range(kind.layers)]
+    whole, ringed, lent = _cached_kinds(work.spec.attentions, rings=ring is not None)
+    yield from _whole_layer_parts(work, plan, key_block, device, whole, _ONE_LAYER)
     yield from _whole_layer_parts(work, plan, key_block, device, lent, _LENT)
     if ring is not None:
-        yield from _ring_parts(work, ring, _of_each_shape(ringed), device)
+        yield from _ring_parts(work, ring, ringed, device)
+
+
+@functools.lru_cache
+def _cached_kinds(
+    kinds: tuple[AttendedShape, ...], *, rings: bool
+) -> tuple[list[AttendedShape], list[AttendedShape], list[AttendedShape]]:
+    """Returns a kind of each shape that is cached whole, one of each that is in rings, and each layer that lends."""
+    own = [kind for kind in kinds if kind.use == "own"]
+    ringed = [kind for kind in own if rings and kind.window is not None]
+    lent = [kind for kind in kinds if kind.use == "lent" for _ in range(kind.layers)]
+    return _of_each_shape(kind for kind in own if kind not in ringed), _of_each_shape(ringed), lent
 
 
 _ONE_LAYER = "keys and values of one layer"
@@ -354,12 +361,7 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
         words=lambda: f"{spec.layers} layers × {n:,} tokens × {spec.layer_input:,} × {element} B",
     )
     if plan.stash:
-        outputs = _summed((kind.layers, *_output(kind, element)) for kind in spec.attentions)
-        saved = _summed(
-            (kind.layers, kind.stored_width * element, f"{kind.words} × {element} B")
-            for kind in spec.attentions
-            if kind.saves_kv
-        )
+        outputs, saved = _saved_bytes(spec.attentions, element)
         for name, found in (("stash: attention outputs and logsumexp", outputs), ("stash: keys and values", saved)):
             yield Line(
                 name=name,
@@ -392,6 +394,18 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
         bytes=4 * tile * a_token,
         words=lambda: f"4 × {tile:,} tokens × {a_token:,} B (a row of each kind of file)",
     )
+
+
+@functools.lru_cache
+def _saved_bytes(
+    kinds: tuple[AttendedShape, ...], element: int
+) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
+    """Returns `_summed` of the saved attention outputs, and of the keys and values saved beside them."""
+    outputs = _summed((kind.layers, *_output(kind, element)) for kind in kinds)
+    saved = _summed(
+        (kind.layers, kind.stored_width * element, f"{kind.words} × {element} B") for kind in kinds if kind.saves_kv
+    )
+    return outputs, saved
 
 
 def _output(kind: AttendedShape, element: int) -> tuple[int, str]:

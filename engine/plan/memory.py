@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import Literal
 
 from engine.models.loss_chunk import loss_chunk
 from engine.plan.activations import PeakCandidate, Phase
@@ -109,10 +110,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     n = work.context
     tile, key_block = min(plan.tile, n), min(plan.key_block, n)
     parts = [
-        *fixed_parts(work, device),
-        *weight_parts(work, plan.weights, device, plan.weights_home),
-        *(() if work.master_home is None else state_parts(work)),
-        *unpacked_parts(work, plan, device),
+        *lines_of_any_tile(work, plan.weights, plan.weights_home),
         *factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
         *(key_value_parts(work, plan, key_block, device) if work.ranks == 1 else exchange_lines(work, device)),
         *slot_parts(work, plan, tile, device),
@@ -133,6 +131,21 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     keep = plan.keep_layers if n <= plan.tile else 0
     moments = tile_peaks(work, stash=plan.stash, encoded=plan.activation_bits < 16, keep=keep)
     return _close(parts, device, moments, work, plan.weights, tile, keys, piece)
+
+
+@lru_cache(maxsize=64)
+def lines_of_any_tile(work: Workload, weights: BaseWeights, home: Literal["host", "disk"]) -> tuple[Line, ...]:
+    """Lists what every streamed step of a storage of the base weights holds, whatever its tiles and other homes.
+
+    Cached, since a planner compares hundreds of steps that have these lines in common.
+    """
+    device: Place = "gpu" if work.on_gpu else "host"
+    return (
+        *fixed_parts(work, device),
+        *weight_parts(work, weights, device, home),
+        *(() if work.master_home is None else state_parts(work)),
+        *unpacked_parts(work, weights, device),
+    )
 
 
 # --- transient allocations -----------------------------------------------------------------------------------
