@@ -15,6 +15,7 @@ from engine import config, errors
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import StreamPlanError, one_line
+from engine.launch.recipe_import import collector_at_rest
 from engine.plan.stream_plan import StreamPlan, base_weights
 from engine.quantities import format_bytes, format_timing
 
@@ -131,8 +132,9 @@ def _run_packing(args: argparse.Namespace, notify: Tell) -> Report:
     from engine.models.catalogue import find_model
 
     spec = find_model(args.model or "demo")
-    from engine.benchmarking.packing import measure_packing
-    from engine.models.placement import choose_placement
+    with collector_at_rest():
+        from engine.benchmarking.packing import measure_packing
+        from engine.models.placement import choose_placement
 
     measured = measure_packing(
         spec,
@@ -181,8 +183,9 @@ def _run_streaming(args: argparse.Namespace, _: Tell) -> Report:
     context = (args.context or [131_072])[-1]
     chosen = _plan_fields(args.plan)
 
-    from engine.benchmarking.streaming import measure_floors, measure_step
-    from engine.models.placement import choose_placement
+    with collector_at_rest():
+        from engine.benchmarking.streaming import measure_floors, measure_step
+        from engine.models.placement import choose_placement
 
     placement = choose_placement(args.device, args.precision)
     if args.vram_cap is not None and placement.device.type != "cuda":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine import config as run_config
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
+from engine.launch.recipe_import import collector_at_rest
 from engine.quantities import format_seconds
 
 if TYPE_CHECKING:
@@ -87,8 +88,10 @@ def _evaluate(
     found: RunDirectory, config: RunConfig, repositories: Sequence[Path], console: Console
 ) -> list[Evaluation]:
     from engine.errors import one_line
-    from engine.evaluation.evaluate_run import evaluate_run
-    from engine.evaluation.result_files import keep_evaluation, rewrite_report
+
+    with collector_at_rest():
+        from engine.evaluation.evaluate_run import evaluate_run
+        from engine.evaluation.result_files import keep_evaluation, rewrite_report
 
     evaluations = []
     with console.status(f"{one_line(found.id)}: loading") as status:

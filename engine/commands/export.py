@@ -57,12 +57,14 @@ def run(args: argparse.Namespace) -> int:
 
     from engine.commands.output import print_json
     from engine.commands.quiet_libraries import libraries_logged
+    from engine.launch.recipe_import import collector_at_rest
     from engine.runs import run_index
 
     found = run_index.find_run(args.reference)
     notify = _Progress()
     with libraries_logged(found.log_path) as terminal:
-        from engine.export.exporting import export
+        with collector_at_rest():
+            from engine.export.exporting import export
 
         written = export(found, args.to, args.output, args.dtype, check=args.check, notify=terminal.speaks(notify))
     notify.end()

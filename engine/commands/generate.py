@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine import config, errors
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
+from engine.launch.recipe_import import collector_at_rest
 from engine.quantities import format_seconds
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     """Streams the generated text."""
     request = None if args.serve else _request(args)
     with libraries_logged() as terminal:
-        from engine.generation.writer import open_writer
+        with collector_at_rest():
+            from engine.generation.writer import open_writer
 
         note = terminal.speaks(_note)
         writer = open_writer(args.reference, device=args.device, precision=args.precision, notify=note)

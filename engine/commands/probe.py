@@ -14,6 +14,7 @@ from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.config import LoraSection, TrainingSection
+from engine.launch.recipe_import import collector_at_rest
 from engine.quantities import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -126,9 +127,11 @@ def _probe(args: argparse.Namespace, planning: PlanRequest, row: TierPlan) -> Pr
 def _run_probe(args: argparse.Namespace, planning: PlanRequest, row: TierPlan, terminal: Terminal) -> Probed:
     from rich.console import Console
 
-    from engine.benchmarking.probe import probe_streamed, probe_window
     from engine.errors import StreamPlanError
-    from engine.models.placement import choose_placement
+
+    with collector_at_rest():
+        from engine.benchmarking.probe import probe_streamed, probe_window
+        from engine.models.placement import choose_placement
 
     placement = choose_placement("cuda" if planning.on_gpu else "cpu", row.layout.precision)
     console = Console(file=terminal.err, markup=False, highlight=False, emoji=False)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from engine import config, errors
 from engine.commands.quiet_libraries import Terminal, libraries_logged
+from engine.launch.recipe_import import collector_at_rest
 
 NAMES = ("serve",)
 SUMMARY = "Serve the base model and the tuned one to editors: OpenAI's API on this machine."
@@ -65,10 +66,11 @@ def run(args: argparse.Namespace) -> int:
     token = "" if args.no_token else args.token or secrets.token_urlsafe(24)
     opened = server.listen(args.host, args.port)
     with opened, libraries_logged() as terminal:
-        from engine.generation.writer import open_writer
-        from engine.serving.app import make_app
-        from engine.serving.prompts import Prompts
-        from engine.serving.worker import Worker
+        with collector_at_rest():
+            from engine.generation.writer import open_writer
+            from engine.serving.app import make_app
+            from engine.serving.prompts import Prompts
+            from engine.serving.worker import Worker
 
         one_at_a_time = threading.Lock()  # `speaks` exchanges the process's streams
 

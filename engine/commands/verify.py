@@ -15,6 +15,7 @@ from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import TRAINING_FAILED
 from engine.home_folder import expand_home
+from engine.launch.recipe_import import collector_at_rest
 from engine.plan.optimizations import find_optimization, optimizations
 from engine.quantities import format_seconds
 
@@ -47,11 +48,12 @@ def run(args: argparse.Namespace) -> int:
     found: list[Verdict] = []
     interrupted: KeyboardInterrupt | None = None
     with libraries_logged() as terminal:
-        from engine.verify.proof import quieten
+        with collector_at_rest():
+            from engine.verify.proof import quieten
 
-        quieten()
-        from engine.models.placement import choose_placement
-        from engine.verify.runner import verify
+            quieten()
+            from engine.models.placement import choose_placement
+            from engine.verify.runner import verify
 
         device = choose_placement(args.device, "auto").device
         try:

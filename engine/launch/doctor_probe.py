@@ -16,6 +16,7 @@ from engine.config import RunConfig, from_mapping
 from engine.errors import EliteError
 from engine.hardware.nvml import Nvml
 from engine.launch.doctor import Check
+from engine.launch.recipe_import import collector_at_rest
 from engine.models.catalogue import find_model
 from engine.quantities import format_bytes
 
@@ -36,7 +37,8 @@ def main() -> int:
     }
     for name, step in steps.items():
         try:
-            rows = list(step())
+            with collector_at_rest():
+                rows = list(step())
         except EliteError as error:
             rows = [Check(name=name, status="failed", text=error.message, remedy=error.remedy)]
         except Exception as error:

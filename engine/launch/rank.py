@@ -31,7 +31,7 @@ from engine.hardware.nvml import Nvml
 from engine.hardware.rank_place import RankPlace
 from engine.launch.child import describe_failure
 from engine.launch.event_relay import RelayJournal, SilentJournal
-from engine.launch.recipe_import import import_function
+from engine.launch.recipe_import import collector_at_rest, import_function
 from engine.launch.signals import watch_stop_signals
 from engine.launch.torchrun import TorchrunRun, make_run
 from engine.protocol import RunFailed, Stop
@@ -155,10 +155,11 @@ def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> TorchProcessGro
     Raises:
         EliteError: DEVICE_UNAVAILABLE, if only some ranks have a GPU.
     """
-    import torch
-    from torch import distributed
+    with collector_at_rest():
+        import torch
+        from torch import distributed
 
-    from engine.distributed.torch_process_group import TorchProcessGroup
+        from engine.distributed.torch_process_group import TorchProcessGroup
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() and not on_cpu else torch.device("cpu")
     if device.type == "cuda":

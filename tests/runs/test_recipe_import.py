@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from engine.launch.recipe_import import import_function
+from engine.launch.recipe_import import collector_at_rest, import_function
 
 SOURCE = "import gc\nCOLLECTED = gc.isenabled()\n\ndef recipe():\n    return COLLECTED\n"
 
@@ -37,3 +37,10 @@ def test_it_collects_after_an_import_that_failed(module):
     with pytest.raises(ModuleNotFoundError):
         import_function("no_such_module_of_the_engine:recipe")
     assert gc.isenabled()
+
+
+def test_what_was_imported_is_left_out_of_later_passes():
+    frozen = gc.get_freeze_count()
+    with collector_at_rest():
+        kept = [[] for _ in range(1000)]
+    assert gc.get_freeze_count() >= frozen + len(kept)
