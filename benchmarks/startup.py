@@ -5,6 +5,9 @@
 
 Each is run in a fresh process; the median counts, after one run that warms the disk's cache. Exits with 1 where
 one is over its limit, 0.3 s and 0.5 s. `--json FILE` writes the figures.
+
+`--cpu` counts CPU seconds instead, which other work on the machine changes less: of short commands, and of what a
+training process, `engine generate` and `engine evaluate` import. They join the figures that FILE has.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import os
 import platform
 import pty
 import re
+import resource
 import select
 import statistics
 import struct
@@ -37,6 +41,56 @@ FRAME_TIMEOUT_S = 20.0
 _ESCAPES = re.compile(
     rb"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\^_=>]|P[^\x1b]*\x1b\\|[()][A-Z0-9])"
 )
+
+
+AT_REST = "from engine.launch.recipe_import import collector_at_rest as rest\nwith rest(): import "
+CPU_CASES = {
+    "engine --help": ["-m", "engine", "--help"],
+    "engine runs": ["-m", "engine", "runs", "--json"],
+    "engine plan --model demo": ["-m", "engine", "plan", "--model", "demo", "--json"],
+    "engine train --dry-run": [
+        "-m",
+        "engine",
+        "train",
+        "--model",
+        "demo",
+        "--repo",
+        "engine/plan",
+        "--dry-run",
+        "--json",
+    ],
+    "imports of a training process": ["-c", f"{AT_REST}engine.recipes.fine_tune"],
+    "imports of engine generate": ["-c", f"{AT_REST}engine.generation.writer"],
+    "imports of engine evaluate": ["-c", f"{AT_REST}engine.evaluation.evaluate_run"],
+}
+
+
+def count_cpu(arguments: list[str]) -> float:
+    """CPU seconds of a fresh Python process."""
+    with tempfile.TemporaryDirectory(prefix="elite-bench-") as state:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        environment = os.environ | {"ELITE_TUI_STATE_DIR": state}
+        quiet = subprocess.DEVNULL
+        subprocess.run([sys.executable, *arguments], stdout=quiet, stderr=quiet, cwd=ROOT, env=environment, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def count_all(runs: int, file: Path | None) -> None:
+    """Prints the CPU seconds of each case, and adds them to the figures of a file as they come."""
+    kept = json.loads(file.read_text()) if file is not None and file.exists() else {}
+    libraries = {name: version(name) for name in ("torch", "transformers", "peft", "bitsandbytes")}
+    load = round(os.getloadavg()[0], 1)
+    rows: list[dict[str, object]] = []
+    counted = {"runs": runs, "load": load, "cores": os.cpu_count(), **libraries, "rows": rows}
+    print(f"{'CPU seconds':32} {'median':>8} {'least':>8} {'most':>8}")
+    for name, arguments in CPU_CASES.items():
+        found = sorted(count_cpu(arguments) for _ in range(runs))
+        row = {"median": statistics.median(found), "least": found[0], "most": found[-1]}
+        print(f"{name:32}" + "".join(f" {value:6.2f} s" for value in row.values()), flush=True)
+        rows.append({"what": name, **{key: round(value, 2) for key, value in row.items()}})
+        if file is not None:
+            file.write_text(json.dumps({**kept, "cpu": counted}, indent=1) + "\n")
 
 
 def time_help() -> float:
@@ -89,8 +143,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--runs", type=int, default=10, help="fresh processes a command (default 10)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures here")
+    parser.add_argument("--cpu", action="store_true", help="count CPU seconds, also of imports")
     args = parser.parse_args()
     runs = args.runs
+    if args.cpu:
+        count_all(runs, args.json)
+        return 0
     head = {
         "python": platform.python_version(),
         "textual": version("textual"),
@@ -114,7 +172,8 @@ def main() -> int:
         figures = "".join(f" {value:6.3f} s" for value in (median, min(seconds), max(seconds), limit))
         print(f"{name:24}{figures}  {verdict}")
     if args.json:
-        args.json.write_text(json.dumps({**head, "seconds": found}, indent=1) + "\n")
+        kept = json.loads(args.json.read_text()) if args.json.exists() else {}
+        args.json.write_text(json.dumps({**kept, **head, "seconds": found}, indent=1) + "\n")
     return int(failed)
 
 

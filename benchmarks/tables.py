@@ -51,7 +51,15 @@ def startup_table() -> str:
     for row in found["seconds"]:
         figures = " | ".join(f"{row[name]:.2f} s" for name in ("median", "fastest", "slowest", "limit"))
         lines.append(f"| {row['what']} | {figures} |")
-    return "\n".join([*lines, "", f"Of {found['runs']} fresh processes each. {_surroundings(found)}"])
+    lines += ["", f"Of {found['runs']} fresh processes each. {_surroundings(found)}"]
+    cpu = found["cpu"]
+    lines += ["", "| CPU seconds | median | least | most |", "|---|---|---|---|"]
+    for row in cpu["rows"]:
+        figures = " | ".join(f"{row[name]:.2f} s" for name in ("median", "least", "most"))
+        lines.append(f"| {row['what']} | {figures} |")
+    libraries = ", ".join(f"{name} {cpu[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
+    where = f"{cpu['cores']} shared cores under a load of {cpu['load']} when it began"
+    return "\n".join([*lines, "", f"Of {cpu['runs']} fresh processes each. {libraries};", f"{where}."])
 
 
 def terminal_table() -> str:
