@@ -148,6 +148,20 @@ def lines_of_any_tile(work: Workload, weights: BaseWeights, home: Literal["host"
     )
 
 
+def bytes_of_any_tile(work: Workload, plan: StreamPlan, place: Place) -> int:
+    """Bytes in one place of the lines that a plan has with every grain: weights, and what is in the homes."""
+    lines = (*lines_of_any_tile(work, plan.weights, plan.weights_home), *home_parts(work, plan, tile=0))
+    return sum(line.bytes for line in lines if line.where == place)
+
+
+def key_value_bytes(work: Workload, plan: StreamPlan, place: Place) -> int:
+    """Bytes of keys, values and their gradients in one place; 0 where ranks share them."""
+    if work.ranks > 1:
+        return 0
+    lines = key_value_parts(work, plan, min(plan.key_block, work.context), "gpu" if work.on_gpu else "host")
+    return sum(line.bytes for line in lines if line.where == place)
+
+
 # --- transient allocations -----------------------------------------------------------------------------------
 
 

@@ -10,8 +10,14 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from engine.hardware.machine import Machine
-from engine.plan.ledger_lines import AT_HOME, QUANTISING, READ_AHEAD, Line, Place, home_parts, key_value_parts
-from engine.plan.memory import Ledger, lines_of_any_tile, streamed_ledger, whole_sequence_ledger
+from engine.plan.ledger_lines import AT_HOME, QUANTISING, READ_AHEAD, Line, Place, home_parts
+from engine.plan.memory import (
+    Ledger,
+    bytes_of_any_tile,
+    key_value_bytes,
+    streamed_ledger,
+    whole_sequence_ledger,
+)
 from engine.plan.recurrent import border_state_parts
 from engine.plan.scoring import scoring_part
 from engine.plan.speeds import Speeds, speeds_of
@@ -272,10 +278,10 @@ class _OnDevice:
         ]
         cut = [(min(tile, work.context), min(key_block, work.context), piece) for tile, key_block, piece in usable]
         place: Place = "gpu" if work.on_gpu else "host"
-        left = budget.limit(place) - _bytes_of_any_tile(work, plan, place)
+        left = budget.limit(place) - bytes_of_any_tile(work, plan, place)
         for grain in cut:
             coarsest = _with_grain(plan, grain)
-            if grain != cut[-1] and _cached_keys(work, coarsest, place) > left:
+            if grain != cut[-1] and key_value_bytes(work, coarsest, place) > left:
                 continue  # no ledger is needed to see that it does not fit
             ledger = streamed_ledger(work, coarsest)
             if fits := ledger.peak(place) <= budget.limit(place):
@@ -303,20 +309,6 @@ class _OnDevice:
             if line.where in needed:
                 needed[line.where] += line.bytes
         return any(size > budget.limit(where) for where, size in needed.items())
-
-
-def _bytes_of_any_tile(work: Workload, plan: StreamPlan, place: Place) -> int:
-    """Bytes in one place of the lines that a plan has with every grain: weights, and what is in the homes."""
-    lines = (*lines_of_any_tile(work, plan.weights, plan.weights_home), *home_parts(work, plan, tile=0))
-    return sum(line.bytes for line in lines if line.where == place)
-
-
-def _cached_keys(work: Workload, plan: StreamPlan, place: Place) -> int:
-    """Bytes of keys, values and their gradients in one place; 0 where ranks share them."""
-    if work.ranks > 1:
-        return 0
-    lines = key_value_parts(work, plan, min(plan.key_block, work.context), "gpu" if work.on_gpu else "host")
-    return sum(line.bytes for line in lines if line.where == place)
 
 
 def _staged(work: Workload, plan: StreamPlan) -> Iterator[Line]:
