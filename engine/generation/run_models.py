@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -19,6 +19,7 @@ from engine.models.base_fingerprint import compare_with_base
 from engine.models.catalogue import find_model
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.fused import fuse_kernels
+from engine.models.layer_input_table import look_up_on_host
 from engine.models.loading import load_model, open_weights
 from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
@@ -225,12 +226,16 @@ def writing_layout(found: RunModels, notify: Callable[[str], None]) -> StepLayou
     free, _ = torch.cuda.mem_get_info(device)
     if layers + outside < _WEIGHTS_SHARE * free:
         return StepLayout()
+    table = spec.layer_table * found.placement.dtype.itemsize
+    table_home: Literal["gpu", "host"] = "host" if table else "gpu"
+    if table and layers + outside - table < _WEIGHTS_SHARE * free:
+        return StepLayout(table_home=table_home)
     notify(f"the weights ({format_bytes(layers + outside)}) do not fit on the GPU: its layers come for each token")
     on_disk = four_bit and layers > _WEIGHTS_SHARE * read_memory().available
     stream = StreamPlan(
         weights=base_weights(four_bit=four_bit, streamed=True), weights_home="disk" if on_disk else "host"
     )
-    return StepLayout(stream=stream, recompute=False, precision=found.placement.precision)
+    return StepLayout(stream=stream, recompute=False, precision=found.placement.precision, table_home=table_home)
 
 
 def load_pair(found: RunModels, config: RunConfig, *, notify: Callable[[str], None], spill: Path) -> ModelPair:
@@ -261,12 +266,17 @@ def load_pair(found: RunModels, config: RunConfig, *, notify: Callable[[str], No
 
 def load_base(found: RunModels, config: RunConfig, *, notify: Callable[[str], None] = lambda _: None) -> Any:
     """Loads the base model, with its changes before training."""
-    placement = found.placement if found.resident else dataclasses.replace(found.placement, device=torch.device("cpu"))
+    placement, device = found.placement, found.placement.device
+    table_on_host = found.layout.table_home == "host" and device.type == "cuda"
+    if table_on_host or not found.resident:
+        placement = dataclasses.replace(placement, device=torch.device("cpu"))
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
         changes = changes_of(found, config)
-        model = load_model(found.spec, placement, changes, quantise_on=found.placement.device, notify=notify)
+        model = load_model(found.spec, placement, changes, quantise_on=device, notify=notify)
+        if table_on_host:
+            look_up_on_host(model, device, rest_on_host=not found.resident)
         if config.model.fused_kernels:
-            fuse_kernels(model, found.placement.device)
+            fuse_kernels(model, device)
     return model
 
 

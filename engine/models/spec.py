@@ -236,6 +236,11 @@ class ModelSpec:
         return self.heads * (self.value_dim or self.head_dim)
 
     @property
+    def layer_table(self) -> int:
+        """Parameters of the table of its layers' own inputs; 0 where they have none."""
+        return self.vocab_size * self.layers * self.layer_input
+
+    @property
     def hidden_width(self) -> int:
         """Values of a token between two layers."""
         return self.streams * self.hidden_size

@@ -13,7 +13,7 @@ import msgspec
 
 from engine.models.attended import AttendedShape
 from engine.plan.activations import Held
-from engine.plan.stream_plan import BaseWeights, Home, StreamPlan, in_4_bits, streams
+from engine.plan.stream_plan import EMBEDDED_AT_ONCE, BaseWeights, Home, StreamPlan, in_4_bits, streams
 from engine.plan.window_ring import WindowRing, layers_of_ring
 from engine.plan.workload import Workload
 
@@ -45,7 +45,9 @@ CONTEXT = "CUDA context and libraries"
 PROCESS = "the training process itself"
 AT_HOME = "decoder layers at home"
 READ_AHEAD = "two decoder layers, read ahead"
+TABLE_AT_HOME = "table of the layers' own inputs, at home"
 QUANTISING = "quantising, before the step's own buffers"
+LOADING = "loading, before the step's own buffers"
 NOT_ALLOCATED = (CONTEXT, PROCESS)
 """Names of lines that the allocator does not serve."""
 
@@ -115,7 +117,21 @@ def weight_parts(
 ) -> Iterator[Line]:
     """Lists the base weights in their home between uses; `home` is that of streamed ones."""
     spec, element = work.spec, work.element
-    outside = spec.parameters - spec.decoder_parameters
+    table = work.host_table
+    outside = spec.parameters - spec.decoder_parameters - table
+    yield Line(
+        name=TABLE_AT_HOME,
+        where="host",
+        bytes=table * element,
+        words=lambda: f"{spec.vocab_size:,} tokens × {spec.layers} layers × {spec.layer_input:,} × {element} B",
+    )
+    rows = 2 * EMBEDDED_AT_ONCE * spec.layers * spec.layer_input if table else 0
+    yield Line(
+        name="its rows on their way to the GPU",
+        where="host",
+        bytes=rows * element,
+        words=lambda: f"2 × {EMBEDDED_AT_ONCE:,} rows × {spec.layers} × {spec.layer_input:,} × {element} B, pinned",
+    )
     yield Line(
         name="embeddings, head and last norm",
         where=device,
@@ -143,25 +159,30 @@ def weight_parts(
         yield Line(name=f"decoder layers, {kind}", where=device, bytes=layers, words=words)
 
 
-def quantising_part(work: Workload, weights: BaseWeights, later: int) -> Line:
-    """Counts what quantising needs beyond what the step holds in host memory later.
+def loading_part(work: Workload, weights: BaseWeights, later: int) -> Line:
+    """Counts what loading needs beyond what the step holds in host memory later.
 
-    Weights are read and quantised one by one (engine.models.four_bit_folder), and no other buffer exists yet.
+    Weights are read and quantised one by one (engine.models.four_bit_folder), and no other buffer exists yet. Where a
+    table stays on the host, the rest of the model passes through it: in bf16 mapped to its files, else as a copy.
 
     Args:
         work: The model.
         weights: Storage of the base weights.
         later: Bytes that the step holds in host memory, without the process itself and the layers.
     """
-    spec, needed = work.spec, 0
+    spec, needed, what = work.spec, 0, "one layer or an embedding in its own format"
     if in_4_bits(weights) and not spec.stored_in_4_bits:
-        needed = max(spec.layer_parameters, spec.vocab_size * max(spec.hidden_size, spec.layers * spec.layer_input))
-        needed *= work.element
+        table = 0 if work.host_table else spec.layer_table  # which is counted where it stays
+        needed = max(spec.layer_parameters, spec.vocab_size * spec.hidden_size, table) * work.element
+    if work.host_table and not streams(weights) and (in_4_bits(weights) or work.compute_type != "bf16"):
+        outside = spec.parameters - spec.decoder_parameters - work.host_table
+        needed += stored_bytes(work, weights) + outside * work.element
+        what = "the model on its way to the GPU"
     return Line(
-        name=QUANTISING,
+        name=QUANTISING if in_4_bits(weights) else LOADING,
         where="host",
         bytes=max(0, needed - later),
-        words=lambda: f"one layer or an embedding in its own format, {needed:,} B - {later:,} B that come later",
+        words=lambda: f"{what}, {needed:,} B - {later:,} B that come later",
     )
 
 

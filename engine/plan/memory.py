@@ -19,6 +19,7 @@ from engine.plan.ledger_lines import (
     AT_HOME,
     HEAP_RETENTION,
     NOT_ALLOCATED,
+    TABLE_AT_HOME,
     Line,
     Place,
     factor_parts,
@@ -26,7 +27,7 @@ from engine.plan.ledger_lines import (
     home_parts,
     in_words,
     key_value_parts,
-    quantising_part,
+    loading_part,
     slot_parts,
     unpacked_parts,
     weight_parts,
@@ -186,7 +187,7 @@ def _close(
             continue
         if part.where == device:
             own += part.bytes
-        if part.where == "host" and part.name != AT_HOME:
+        if part.where == "host" and part.name not in (AT_HOME, TABLE_AT_HOME):
             home += part.bytes
     slack = round(ALLOCATOR_SLACK * own)
     if device == "host":
@@ -199,7 +200,7 @@ def _close(
             words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, estimated",
         )
     )
-    parts.append(quantising_part(work, weights, home))
+    parts.append(loading_part(work, weights, home))
     if not work.on_gpu:
         transient = max(sizes)
         parts.append(

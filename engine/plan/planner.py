@@ -305,7 +305,11 @@ def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: 
         way = "streamed"
     if refusal:  # whole windows need all weights at once
         weights, way = tuple(storage for storage in weights if not streams(storage)), "whole"
-    works = [dataclasses.replace(work, master_home=home) for home in _master_homes(planning)]
+    works = [
+        dataclasses.replace(work, master_home=home, table_home=table)
+        for home in _master_homes(planning)
+        for table in _table_homes(planning)
+    ]
     found = [
         candidate
         for each in works
@@ -337,6 +341,12 @@ def _master_homes(planning: PlanRequest) -> tuple[Literal["gpu", "host"] | None,
     if planning.trains_adapter:
         return (None,)
     return ("gpu", "host") if planning.on_gpu else ("host",)
+
+
+def _table_homes(planning: PlanRequest) -> tuple[Literal["gpu", "host"], ...]:
+    """Allowed homes of the table of the layers' own inputs; a trained one stays where its gradient is computed."""
+    movable = planning.spec.layer_input and planning.trains_adapter and planning.on_gpu and planning.ranks == 1
+    return ("gpu", "host") if movable else ("gpu",)
 
 
 def _steps(tokens: float, tokens_a_step: int) -> int:

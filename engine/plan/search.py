@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from engine.hardware.machine import Machine
-from engine.plan.ledger_lines import AT_HOME, QUANTISING, READ_AHEAD, Line, Place, home_parts
+from engine.plan.ledger_lines import AT_HOME, LOADING, QUANTISING, READ_AHEAD, Line, Place, home_parts
 from engine.plan.memory import (
     Ledger,
     bytes_of_any_tile,
@@ -287,7 +287,7 @@ class _OnDevice:
             if fits := ledger.peak(place) <= budget.limit(place):
                 break
         waiting = {line.name for line in (*_staged(work, coarsest), *border_state_parts(work, coarsest, "gpu"))}
-        waiting |= {QUANTISING, AT_HOME, READ_AHEAD}
+        waiting |= {QUANTISING, LOADING, AT_HOME, READ_AHEAD}
         rest: dict[Place, int] = {}
         if work.on_gpu:
             for where in ("host", "disk"):
@@ -450,5 +450,6 @@ def _layout(
         recompute=recompute,
         precision="nf4" if in_4_bits(weights) else work.compute_type,
         master_home=work.master_home,
+        table_home=work.table_home,
         window_ranks=work.ranks,
     )

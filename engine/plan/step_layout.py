@@ -24,6 +24,8 @@ class StepLayout:
     "Storage type of the base weights: bf16, fp16, fp32 or nf4."
     master_home: Literal["gpu", "host"] | None = None
     "Home of the fp32 master weights in full fine-tuning; None for an adapter."
+    table_home: Literal["gpu", "host"] = "gpu"
+    "Home of the table of the layers' own inputs, for a model that has one."
     window_ranks: int = 1
     "Number of processes that share a window."
 
@@ -44,6 +46,8 @@ class StepLayout:
         common: dict[str, Any] = {"precision": self.precision, "weights": self.weights}
         if self.master_home is not None:
             common["master_home"] = self.master_home
+        if self.table_home != "gpu":
+            common["table_home"] = self.table_home
         if self.window_ranks > 1:
             common["window_ranks"] = self.window_ranks
         if self.stream is None:
@@ -76,6 +80,7 @@ class StepLayout:
             recompute=plan is None and bool(data["checkpointing"]),
             precision=str(data["precision"]),
             master_home=data.get("master_home"),
+            table_home=data.get("table_home", "gpu"),
             window_ranks=int(data.get("window_ranks", 1)),
         )
 

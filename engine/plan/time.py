@@ -24,7 +24,7 @@ from engine.plan.recurrent import recurrence_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
 from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
-from engine.plan.transfers import moved_by, paged_layers
+from engine.plan.transfers import moved_by, paged_layers, table_rows
 from engine.plan.workload import Workload
 from engine.quantities import format_timing
 
@@ -81,6 +81,7 @@ def whole_sequence_time(
         *_adapter_parts(work, speeds),
         *_recurrence_parts(work, speeds, forwards),
         *_experts_parts(work, speeds, forwards),
+        *_table_parts(work, speeds),
     ]
     pieces = -(-work.context // loss_chunk(work.spec.vocab_size))
     parts += _summing_parts(work, speeds, tiles=1, pieces=pieces - 1, pieces_bytes=WHOLE_SUM_BYTES)
@@ -140,6 +141,7 @@ def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[Tim
         formula += f"{format_timing(span)} of computing; {moved.words}"
         parts.append(TimePart(name="waiting for transfers", seconds=waited, formula=formula))
     parts += _exchange_parts(work, speeds, sum(part.seconds for part in layers[:2]))
+    parts += _table_parts(work, speeds)
     found = (*_with_launches(parts, stages, speeds), *_update_parts(work, speeds, streamed=True))
     return _corrected(found, work, plan.weights, speeds, streamed=True)
 
@@ -292,6 +294,16 @@ def _recurrence_parts(work: Workload, speeds: Speeds, forwards: float) -> list[T
     moved = recurrence_bytes(work, forwards)
     formula = f"{forwards:g} forward passes and one backward, {moved:.3g} B at {speeds.memory / 1e9:.3g} GB/s"
     return [TimePart(name="recurrent rules", seconds=moved / speeds.memory, formula=formula)]
+
+
+def _table_parts(work: Workload, speeds: Speeds) -> list[TimePart]:
+    """Models rows that the CPU gathers and sends while the GPU waits: it reads and writes each, and copies it."""
+    rows = table_rows(work)
+    if not rows:
+        return []
+    formula = f"{rows:.3g} B, twice at {speeds.ram / 1e9:.3g} GB/s and once at {speeds.link / 1e9:.3g} GB/s"
+    seconds = 2 * rows / speeds.ram + rows / speeds.link
+    return [TimePart(name="looking up the layers' own inputs on the host", seconds=seconds, formula=formula)]
 
 
 def _exchange_parts(work: Workload, speeds: Speeds, attention: float) -> list[TimePart]:

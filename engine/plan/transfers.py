@@ -22,11 +22,13 @@ class Moved:
     "Saved attention outputs, with keys and values that are saved beside them."
     pages: float
     "Keys, values and their gradients that wait on the host."
+    table: float = 0.0
+    "Rows of the table of the layers' own inputs, of which the GPU waits for each (engine.plan.time)."
 
     @property
     def total(self) -> int:
         """All of them."""
-        return round(self.weights + self.hidden + self.stash + self.pages)
+        return round(self.weights + self.hidden + self.stash + self.pages + self.table)
 
     @property
     def words(self) -> str:
@@ -36,6 +38,7 @@ class Moved:
             "hidden states": self.hidden,
             "attention outputs": self.stash,
             "keys and values": self.pages,
+            "rows of the layers' own inputs": self.table,
         }
         moved = [f"{size:.3g} B of {name}" for name, size in kinds.items() if size]
         return "a window moves " + " and ".join(moved)
@@ -79,6 +82,7 @@ def moved_by(work: Workload, plan: StreamPlan) -> Moved:
         hidden=0.0 if place_of(work, plan.hidden_home) == device else hidden,
         stash=0.0 if place_of(work, plan.stash_home) == device else stash,
         pages=pages,
+        table=table_rows(work),
     )
 
 
@@ -96,6 +100,11 @@ def written_by(work: Workload, plan: StreamPlan) -> int:
             keys = kind.stored_width * element if kind.saves_kv else 0
             written += kind.layers * (kind.output_width * element + 4 * kind.heads + keys)
     return round(work.context * written)
+
+
+def table_rows(work: Workload) -> float:
+    """Returns the bytes of the rows that one window looks up on the host, one a token, in its forward pass alone."""
+    return work.context * work.spec.layers * work.spec.layer_input * work.element if work.host_table else 0.0
 
 
 def weights_moved(work: Workload, plan: StreamPlan) -> int:

@@ -25,6 +25,8 @@ class Workload:
     "Number of adapter parameters; 0 in full fine-tuning."
     master_home: Literal["gpu", "host"] | None = None
     "Home of the fp32 master weights and optimiser states in full fine-tuning; None for an adapter."
+    table_home: Literal["gpu", "host"] = "gpu"
+    "Home of the table of the layers' own inputs, for a model that has one (per-layer embeddings)."
     on_gpu: bool = True
     "False: all tensors are in host memory."
     lora_rank: int = 16
@@ -67,6 +69,11 @@ class Workload:
     def element(self) -> int:
         """Bytes of one activation."""
         return 4 if self.compute_type == "fp32" else 2
+
+    @property
+    def host_table(self) -> int:
+        """Parameters of the table of the layers' own inputs if it stays on the host of a GPU, else 0."""
+        return self.spec.layer_table if self.on_gpu and self.table_home == "host" else 0
 
     @property
     def query_width(self) -> int:

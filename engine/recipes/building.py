@@ -20,6 +20,7 @@ from engine.models.adapter import attach_adapter, trainable
 from engine.models.base_changes import BaseChanges
 from engine.models.fine_tuning import AdapterTuning, FineTuning, FullTuning
 from engine.models.fused import fuse_kernels
+from engine.models.layer_input_table import look_up_on_host
 from engine.models.loading import load_model
 from engine.models.transforms import transform
 from engine.optim.adamw import adamw
@@ -65,9 +66,14 @@ def build_model(
     placement = setup.placement
     accelerator = Accelerator(cpu=placement.device.type == "cpu", mixed_precision=placement.mixed_precision)
     with memory_errors("loading the model", "the base weights", "use --set model.precision=nf4, or a smaller model"):
-        on_host = setup.choice.plan.layout.streams_weights or sharing.strategy == "zero3"
-        home = dataclasses.replace(placement, device=_CPU) if on_host else placement
+        layout = setup.choice.plan.layout
+        table_on_host = layout.table_home == "host" and placement.device.type == "cuda"
+        on_host = layout.streams_weights or sharing.strategy == "zero3"
+        # The GPU may have no room for the table, not even while the model is loaded.
+        home = dataclasses.replace(placement, device=_CPU) if on_host or table_on_host else placement
         model = load_model(setup.spec, home, base_changes(config, setup), quantise_on=placement.device, notify=notify)
+        if table_on_host:
+            look_up_on_host(model, placement.device, rest_on_host=on_host)
         fused = config.model.fused_kernels and fuse_kernels(model, placement.device)
         tuning = _tuning(model, config, setup, sharing)
     techniques = [*(["fused_kernels"] if fused else []), *transform(tuning.model, config.training, setup.context)]

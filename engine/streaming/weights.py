@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from engine.hardware.pinned_memory import pinned_empty
 from engine.hardware.tuning import trim_heap
+from engine.models.layer_input_table import move_all_but, stays_on_host
 from engine.streaming import copies
 from engine.streaming.copies import CopyStreams
 
@@ -259,16 +260,12 @@ def travels(parameter: nn.Parameter) -> bool:
 
 
 def move_others(model: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> None:
-    """Moves everything of a model to the device that `StreamedWeights` of its layers leaves where it is."""
+    """Moves everything of a model to the device that `StreamedWeights` of its layers leaves where it is.
+
+    A table that is looked up on the host stays there.
+    """
     offloaded = {id(p) for layer in layers for p in layer.parameters() if travels(p)}
-    for parameter in model.parameters():
-        if id(parameter) not in offloaded:
-            parameter.data = parameter.data.to(device)
-            if (state := getattr(parameter, "quant_state", None)) is not None:
-                state.to(device)
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
+    move_all_but(model, device, stays_on_host(model) | offloaded)
 
 
 def _parts(parameter: nn.Parameter) -> Iterator[_Offloaded]:
