@@ -13,6 +13,7 @@ import msgspec
 
 from engine.models.attended import AttendedShape
 from engine.plan.activations import Held
+from engine.plan.step_passes import saves_kv
 from engine.plan.stream_plan import EMBEDDED_AT_ONCE, BaseWeights, Home, StreamPlan, in_4_bits, streams
 from engine.plan.window_ring import WindowRing, layers_of_ring
 from engine.plan.workload import Workload
@@ -382,7 +383,8 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
         words=lambda: f"{spec.layers} layers × {n:,} tokens × {spec.layer_input:,} × {element} B",
     )
     if plan.stash:
-        outputs, saved = _saved_bytes(spec.attentions, element)
+        kept = tuple(saves_kv(kind, work, plan) for kind in spec.attentions)
+        outputs, saved = _saved_bytes(spec.attentions, kept, element)
         for name, found in (("stash: attention outputs and logsumexp", outputs), ("stash: keys and values", saved)):
             yield Line(
                 name=name,
@@ -407,8 +409,8 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
         a_token += (spec.hidden_width + spec.layer_input) * element
     if plan.stash and plan.stash_home == "disk":
         kinds = spec.attentions
-        keys = max((max(kind.stored[1:]) * kind.stored[0] for kind in kinds if kind.saves_kv), default=0) * element
-        a_token += max((kind.output_width * element + 4 * kind.heads for kind in kinds), default=0) + keys
+        keys = max((max(kind.stored[1:]) * kind.stored[0] for kind in kinds if saves_kv(kind, work, plan)), default=0)
+        a_token += max((kind.output_width * element + 4 * kind.heads for kind in kinds), default=0) + keys * element
     return Line(
         name="tiles on their way to and from the disk",
         where="host",
@@ -419,12 +421,14 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
 
 @functools.lru_cache
 def _saved_bytes(
-    kinds: tuple[AttendedShape, ...], element: int
+    kinds: tuple[AttendedShape, ...], saves: tuple[bool, ...], element: int
 ) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
     """Returns `_summed` of the saved attention outputs, and of the keys and values saved beside them."""
     outputs = _summed((kind.layers, *_output(kind, element)) for kind in kinds)
     saved = _summed(
-        (kind.layers, kind.stored_width * element, f"{kind.words} × {element} B") for kind in kinds if kind.saves_kv
+        (kind.layers, kind.stored_width * element, f"{kind.words} × {element} B")
+        for kind, is_saved in zip(kinds, saves, strict=True)
+        if is_saved
     )
     return outputs, saved
 

@@ -7,21 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from engine.hardware.machine import Machine
 from engine.plan.ledger_lines import AT_HOME, LOADING, QUANTISING, READ_AHEAD, Line, Place, home_parts
-from engine.plan.memory import (
-    Ledger,
-    bytes_of_any_tile,
-    key_value_bytes,
-    streamed_ledger,
-    whole_sequence_ledger,
-)
+from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
 from engine.plan.recurrent import border_state_parts
 from engine.plan.scoring import scoring_part
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.step_layout import StepLayout
+from engine.plan.step_passes import repeated_layers
 from engine.plan.stream_plan import BaseWeights, Home, StreamPlan, in_4_bits, streams
 from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.transfers import moved_by, written_by
@@ -223,34 +218,31 @@ def _streamed(
         return Candidate(layout=layout, work=work, speeds=speeds, budget=budget, too_large=too_large)
 
     on_device: dict[tuple[object, ...], _OnDevice] = {}
-    fitting: list[_Homes] = []
-    for homes in _all_homes(work, weights, fixed):
-        if any(_outdoes(other, homes) for other in fitting):
+    fitting: list[StreamPlan] = []
+    for plan in _plans(work, weights, fixed):
+        if any(_outdoes(other, plan, work.spec.layers) for other in fitting):
             continue
         # Among homes other than the device, none changes what the device holds.
-        key = tuple(home == "gpu" for home in homes.waiting), homes.kv, work.on_gpu or homes
-        device = on_device.get(key)
-        if device is not None and not device.fits:
-            continue  # one plan tells what the device lacks
-        plan = homes.plan(work, weights, fixed)
-        if device is None:
+        key = tuple(home == "gpu" for home in plan.homes), plan.kv_home, work.on_gpu or plan
+        if (device := on_device.get(key)) is None:
             device = on_device[key] = _OnDevice.of(work, plan, budget, _grains(fixed))
-        coarsest, finest = (_with_grain(plan, device.grains[place]) for place in (0, -1))
-        if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, coarsest):
+        elif not device.fits:
+            continue  # one plan tells what the device lacks
+        grained = [_with_grain(plan, grain) for grain in device.grains]
+        if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, grained[0]):
             continue  # every layer is in a ring: nothing to offload; equals the plan with the device as home
-        if device.too_large(work, coarsest, finest, budget):
-            yield candidate(coarsest, too_large=True)
+        if device.too_large(work, grained, budget):
+            yield candidate(grained[0], too_large=True)
             continue
-        found = candidate(coarsest)
-        if finest != coarsest and plan.spills and found.short_of("host") and candidate(finest).fits:
+        found = candidate(grained[0])
+        if found.short_of("host") and plan.spills and candidate(grained[-1]).fits:
             # Tiles on their way to the disk are staged on the host: the coarsest that it has room for.
-            grained = (candidate(_with_grain(plan, grain)) for grain in device.grains)
-            found = next(finer for finer in grained if finer.fits)
+            found = next(finer for finer in map(candidate, grained) if finer.fits)
         yield found
         stream = found.layout.stream
         assert stream is not None
         if found.fits:
-            fitting.append(homes)
+            fitting.append(stream)
         if device.layers and stream.checkpoint_every == 1:
             yield candidate(replace(stream, keep_layers=device.layers))
 
@@ -278,11 +270,8 @@ class _OnDevice:
         ]
         cut = [(min(tile, work.context), min(key_block, work.context), piece) for tile, key_block, piece in usable]
         place: Place = "gpu" if work.on_gpu else "host"
-        left = budget.limit(place) - bytes_of_any_tile(work, plan, place)
         for grain in cut:
             coarsest = _with_grain(plan, grain)
-            if grain != cut[-1] and key_value_bytes(work, coarsest, place) > left:
-                continue  # no ledger is needed to see that it does not fit
             ledger = streamed_ledger(work, coarsest)
             if fits := ledger.peak(place) <= budget.limit(place):
                 break
@@ -301,11 +290,11 @@ class _OnDevice:
             rest=rest,
         )
 
-    def too_large(self, work: Workload, coarsest: StreamPlan, finest: StreamPlan, budget: Budget) -> bool:
-        """Whether a plan leaves no room on the host or the disk with any of its grains."""
+    def too_large(self, work: Workload, grained: Sequence[StreamPlan], budget: Budget) -> bool:
+        """Whether a plan leaves no room on the host or the disk with any of its grains, coarsest first."""
         needed = dict(self.rest)
         # Staging is least with the shortest tiles, and states at the tiles' borders with the longest.
-        for line in (*_staged(work, finest), *border_state_parts(work, coarsest, "gpu")) if needed else ():
+        for line in (*_staged(work, grained[-1]), *border_state_parts(work, grained[0], "gpu")) if needed else ():
             if line.where in needed:
                 needed[line.where] += line.bytes
         return any(size > budget.limit(where) for where, size in needed.items())
@@ -319,14 +308,15 @@ def _staged(work: Workload, plan: StreamPlan) -> Iterator[Line]:
 _NEARER: Mapping[Home, int] = {"gpu": 0, "host": 1, "disk": 2}
 
 
-def _outdoes(one: _Homes, other: _Homes) -> bool:
+def _outdoes(one: StreamPlan, other: StreamPlan, layers: int) -> bool:
     """Whether a plan takes no longer than another and writes no more to the disk, with the same data on the device."""
-    if one.kv != other.kv or one.stash != other.stash or one.every > other.every:
+    alike = one.kv_home == other.kv_home and one.stash == other.stash
+    on_device = [tuple(home == "gpu" for home in plan.homes) for plan in (one, other)]
+    again = [repeated_layers(layers, plan.checkpoint_every) for plan in (one, other)]
+    if not alike or on_device[0] != on_device[1] or again[0] > again[1]:
         return False
-    pairs = list(zip(one.waiting, other.waiting, strict=True))
-    if any((mine == "gpu") != (its == "gpu") for mine, its in pairs):
-        return False
-    return all(_NEARER[mine] <= _NEARER[its] for mine, its in ((one.weights, other.weights), *pairs))
+    homes = zip((one.weights_home, *one.homes), (other.weights_home, *other.homes), strict=True)
+    return all(_NEARER[mine] <= _NEARER[its] for mine, its in homes)
 
 
 def _all_in_rings(work: Workload, plan: StreamPlan) -> bool:
@@ -345,43 +335,8 @@ def _kept_layers(work: Workload, plan: StreamPlan, budget: Budget) -> int | None
     return fit or None
 
 
-class _Homes(NamedTuple):
-    """What plans of one storage of the base weights differ in, apart from their grain.
-
-    Far more of them are compared than become a StreamPlan, which takes ten times as long to make.
-    """
-
-    weights: Literal["host", "disk"]
-    kv: Literal["gpu", "host"]
-    hidden: Home
-    every: int
-    "Hidden states of every k-th layer are kept."
-    stash: bool
-    saved: Home
-    "Home of the saved attention outputs."
-
-    @property
-    def waiting(self) -> tuple[Home, ...]:
-        """As StreamPlan.homes."""
-        return (self.hidden, self.saved) if self.stash else (self.hidden,)
-
-    def plan(self, work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> StreamPlan:
-        """Returns the plan, with the default grain."""
-        return StreamPlan(
-            weights=weights,
-            weights_home=self.weights,
-            kv_home=self.kv,
-            hidden_home=self.hidden,
-            checkpoint_every=self.every,
-            stash=self.stash,
-            stash_home=self.saved,
-            activation_bits=work.activation_bits,
-            attention=fixed.get("attention", "auto"),
-        )
-
-
-def _all_homes(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[_Homes]:
-    """Yields the homes of one storage's plans; those of a plan come before those of plans that it may outdo."""
+def _plans(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[StreamPlan]:
+    """Yields the plans of one storage, but for their grain; a plan comes before those that it may outdo."""
     homes = product(_weight_homes(work, weights, fixed), _homes(fixed, on_gpu=work.on_gpu))
     for weights_home, (kv_home, hidden_home) in homes:
         steps = _CHECKPOINT_EVERY if hidden_home != "gpu" else (1,)
@@ -389,8 +344,16 @@ def _all_homes(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -
             if every > work.spec.layers and "checkpoint_every" not in fixed:
                 continue
             for stash, stash_home in _stashes(fixed, kv_home, hidden_home):
-                yield _Homes(
-                    weights_home, kv_home, hidden_home, min(every, work.spec.layers), stash=stash, saved=stash_home
+                yield StreamPlan(
+                    weights=weights,
+                    weights_home=weights_home,
+                    kv_home=kv_home,
+                    hidden_home=hidden_home,
+                    checkpoint_every=min(every, work.spec.layers),
+                    stash=stash,
+                    stash_home=stash_home,
+                    activation_bits=work.activation_bits,
+                    attention=fixed.get("attention", "auto"),
                 )
 
 

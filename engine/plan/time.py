@@ -23,6 +23,7 @@ from engine.plan.ledger_lines import NF4_BITS
 from engine.plan.recurrent import recurrence_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
+from engine.plan.step_passes import graphs_kept, keys_met, refilled, repeated_layers, tiles_of
 from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
 from engine.plan.transfers import moved_by, paged_layers, table_rows
 from engine.plan.workload import Workload
@@ -74,7 +75,7 @@ def whole_sequence_time(
     matrices = work.spec.layers * (3 if recompute else 2)
     parts = [
         *_attention_parts(work, speeds, forwards=forwards),
-        *_matrix_parts(work, speeds, forwards=forwards, refill=False, head_products=3),
+        *_matrix_parts(work, speeds, forwards=forwards, head_products=3),
         _logits_part(work, speeds, WHOLE_LOGIT_BYTES),
         *_unpacking_parts(work, weights, speeds, passes=forwards + 1),
         _elementwise_part(work, speeds, FUSED_PASSES if work.fused_kernels else PLAIN_PASSES),
@@ -93,23 +94,22 @@ def whole_sequence_time(
 def streamed_time(work: Workload, plan: StreamPlan, speeds: Speeds) -> tuple[TimePart, ...]:
     """Models one exact streamed step: forward, loss, and for each layer in reverse the backward pass."""
     spec, n = work.spec, work.context
-    tiles = -(-n // min(plan.tile, n))
-    kept = min(plan.keep_layers, spec.layers) / spec.layers if tiles == 1 else 0.0
-    again = 1 - 1 / plan.checkpoint_every
+    tiles = tiles_of(work, plan)
+    kept = graphs_kept(work, plan) / spec.layers
+    again = repeated_layers(spec.layers, plan.checkpoint_every) / spec.layers
     attention_forwards = 1 if plan.stash else 2 + again - kept
     forwards = 2 + again - kept
     loss = [
-        *_matrix_parts(work, speeds, forwards=0, refill=False, head_products=2)[1:],
+        *_matrix_parts(work, speeds, forwards=0, head_products=2)[1:],
         _logits_part(work, speeds, STREAMED_LOGIT_BYTES if work.fused_loss else WHOLE_LOGIT_BYTES),
     ]
     layers = [
         *_attention_parts(work, speeds, forwards=attention_forwards),
-        _matrix_parts(work, speeds, forwards=forwards, refill=not plan.stash, head_products=0)[0],
+        _matrix_parts(work, speeds, forwards=forwards, refill=_refilled_width(work, plan), head_products=0)[0],
         *_unpacking_parts(work, plan.weights, speeds, passes=forwards + 1),
         _elementwise_part(work, speeds, _streamed_passes(work)),
-        _prefix_part(work, speeds, tiles),
+        _prefix_part(work, plan, speeds),
         *_expansion_parts(work, speeds, tiles, forwards=attention_forwards),
-        *_zeroing_parts(work, plan, speeds),
         *_recurrence_parts(work, speeds, forwards),
         *_experts_parts(work, speeds, forwards),
         *_summing_parts(work, speeds, tiles=tiles, pieces=-(-n // min(plan.loss_piece, n))),
@@ -192,9 +192,12 @@ def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[Ti
 
 
 def _matrix_parts(
-    work: Workload, speeds: Speeds, forwards: float, *, refill: bool, head_products: int
+    work: Workload, speeds: Speeds, forwards: float, *, head_products: int, refill: float = 0.0
 ) -> list[TimePart]:
-    """Frozen weights need one backward product, for their inputs' gradient; trained weights need two."""
+    """Frozen weights need one backward product, for their inputs' gradient; trained weights need two.
+
+    `refill`: outputs that are projected once more for the backward pass, summed over layers.
+    """
     spec, n = work.spec, work.context
     trains_all = work.master_home is not None
     units = forwards + (2 if trains_all else 1)
@@ -203,9 +206,7 @@ def _matrix_parts(
     # Each adapter matrix: the forward products, and two backward ones, for its input and for itself.
     adapters = work.lora_parameters if work.multiplied_lora is None else work.multiplied_lora
     flops = 2.0 * n * (units * weights + (units + 1) * adapters)
-    if refill:
-        projected = sum(kind.layers * kind.stored_width for kind in spec.attentions if kind.use == "own")
-        flops += 2.0 * n * spec.hidden_size * projected
+    flops += 2.0 * n * spec.hidden_size * refill
     head = head_products * 2.0 * n * spec.vocab_size * spec.hidden_size
     return [
         TimePart(
@@ -326,17 +327,21 @@ def _exchange_parts(work: Workload, speeds: Speeds, attention: float) -> list[Ti
     ]
 
 
-def _prefix_part(work: Workload, speeds: Speeds, tiles: int) -> TimePart:
+def _refilled_width(work: Workload, plan: StreamPlan) -> float:
+    """Returns the values of keys and values that layers compute again, summed over layers."""
+    return sum(each.computed * each.kind.stored_width for each in refilled(work, plan))
+
+
+def _prefix_part(work: Workload, plan: StreamPlan, speeds: Speeds) -> TimePart:
     """Every tile's backward adds to the fp32 key and value gradients of all tiles before it, or of its window."""
-    spec, half = work.spec, work.context / 2
-    window = min((spec.sliding_window or work.context) - 1, half)
-    earlier = (tiles - 1) * ((spec.attending_layers - spec.windowed_layers) * half + spec.windowed_layers * window)
-    moved = earlier * spec.stored_width * (2 * 4 + work.element)
+    tile, a_value = min(plan.tile, work.context), 2 * 4 + work.element
+    met = [(kind, kind.layers * keys_met(work.context, tile, kind.window)) for kind in work.spec.attentions]
+    moved = sum(keys * kind.stored_width for kind, keys in met) * a_value
+    widths = " + ".join(f"{keys:.3g} keys met × {kind.stored_width:,}" for kind, keys in met)
     return TimePart(
         name="sums of key and value gradients",
         seconds=moved / speeds.memory,
-        formula=f"{earlier:.3g} keys met × {spec.stored_width:,} × {2 * 4 + work.element} B, "
-        f"at {speeds.memory / 1e9:.3g} GB/s",
+        formula=f"({widths or 'none met'}) × {a_value} B, at {speeds.memory / 1e9:.3g} GB/s",
     )
 
 
@@ -358,15 +363,6 @@ def _expansion_parts(work: Workload, speeds: Speeds, tiles: int, forwards: float
             f"at {speeds.memory / 1e9:.3g} GB/s",
         )
     ]
-
-
-def _zeroing_parts(work: Workload, plan: StreamPlan, speeds: Speeds) -> list[TimePart]:
-    """The CPU zeroes the offloaded key and value gradients while the GPU waits."""
-    if plan.kv_home != "host" or not work.on_gpu or not paged_layers(work, plan):
-        return []
-    zeroed = paged_layers(work, plan) * work.context * work.spec.stored_width * 4
-    formula = f"{zeroed:.3g} B at {speeds.ram / 1e9:.3g} GB/s"
-    return [TimePart(name="zeroing gradients at home", seconds=zeroed / speeds.ram, formula=formula)]
 
 
 def _with_launches(parts: list[TimePart], stages: list[tuple[float, float]], speeds: Speeds) -> tuple[TimePart, ...]:

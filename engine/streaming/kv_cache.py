@@ -58,6 +58,9 @@ class KvShape:
 class KvCache(ABC):
     """A KeyValueSource (engine.attention.blockwise) over one layer, filled tile by tile."""
 
+    takes_saved = True
+    "Whether saved keys and values come back into it; if not, the layer computes them again."
+
     @abstractmethod
     def append(self, start: int, k: Tensor, v: Tensor) -> None:
         """Stores k, v (1, kv_heads, tile, head_dim) of the tile that begins at `start`."""
@@ -168,6 +171,8 @@ class HostKvCache(KvCache):
         streams: Side streams of the device.
         page: Tokens of a page, the `key_block` of the mask tiles that read it (engine/attention/mask_tiles.py).
     """
+
+    takes_saved = False  # they would come from the host by way of the device, and take as much room there again
 
     def __init__(
         self,

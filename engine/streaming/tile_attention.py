@@ -368,7 +368,7 @@ class SavedAttentionMixer(AttentionMixer):
 
     def _append_attend_and_save(self, attention: TileAttention, tile: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._append(attention)
-        if self._lent is None:
+        if self._lent is None and attention.cache.takes_saved:
             self._saved.write_kv(self.layer, tile, *attention.stored, output=q.shape[1] * v.shape[3])
         return self._attend_and_save(attention, tile, q, k, v)
 

@@ -48,7 +48,8 @@ def test_units_of_attention():
 
     assert units(StreamPlan()) == pytest.approx(3.5)
     assert units(StreamPlan(stash=False)) == pytest.approx(4.5)
-    assert units(StreamPlan(stash=False, checkpoint_every=4)) == pytest.approx(5.25)
+    # Of the 7 segments of 4 layers the last one's inputs still exist; in each other 3 are computed again.
+    assert units(StreamPlan(stash=False, checkpoint_every=4)) == pytest.approx(4.5 + 6 * 3 / 28)
     assert units(StreamPlan(checkpoint_every=4)) == pytest.approx(3.5)
     whole = whole_sequence_time(work, "resident", speeds)
     assert (named(whole, "attention, forward") + named(whole, "attention, backward")) / unit == pytest.approx(4.5)
@@ -62,7 +63,6 @@ def test_the_time_of_a_windowed_model_is_linear_in_the_context(home):
         work = workload("starcoder2-3b", n)
         seconds.append(streamed_time(work, plan, speeds_of(H100, work)))
     assert total_seconds(seconds[1]) == pytest.approx(2 * total_seconds(seconds[0]), rel=0.01)
-    assert "zeroing gradients at home" not in {part.name for part in seconds[1]}, "a ring is not at home"
 
 
 def test_a_disk_home_is_slower_than_a_host_home():
@@ -78,7 +78,7 @@ def test_a_disk_home_is_slower_than_a_host_home():
 def test_experts_in_4_bits_are_moved_once_a_pass_and_adapted_by_those_chosen():
     """30 billion parameters in 4.127 bits; of the experts' adapters a token meets 8 of 128."""
     spec = find_model("qwen3-coder-30b-a3b")
-    for every, passes in ((1, 3.0), (2, 3.5)):
+    for every, passes in ((1, (48 + 44) / 48), (2, (48 + 44 + 23) / 48)):  # two layers stay from pass to pass
         work = workload(spec.name, 32_768)
         moved = weights_moved(work, StreamPlan(weights="nf4-streamed", checkpoint_every=every))
         assert moved == pytest.approx(passes * spec.decoder_parameters * 4.127 / 8, rel=0.01)
