@@ -23,6 +23,7 @@ PLANNED = (
     "stream.weights",
     "stream.kv_home",
     "stream.hidden_home",
+    "stream.gradient_home",
     "stream.stash_home",
     "stream.stash",
     "stream.checkpoint_every",

@@ -148,6 +148,12 @@ def _find_layout_conflicts(stream: dict[str, Any], data: dict[str, Any]) -> Iter
             problem="the hidden states of all layers are larger than one layer's keys and values on the host",
             remedy="set stream.hidden_home to host or disk, or leave it out",
         )
+    if fixed.get("kv_home") == "host" and fixed.get("gradient_home") == "gpu":
+        yield Problem(
+            field="stream.gradient_home",
+            problem="the gradient stream would grow with the context on the GPU, which keys and values have left",
+            remedy="set stream.gradient_home to host or disk, or leave it out",
+        )
     if fixed.get("kv_home") == "host" and fixed.get("stash_home") == "gpu" and fixed.get("stash", True):
         yield Problem(
             field="stream.stash_home",

@@ -267,8 +267,13 @@ class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     ] = None
     hidden_home: Annotated[
         Literal["gpu", "host", "disk"] | None,
+        Meta(description="Where hidden states wait between the passes. disk writes all of them every window."),
+    ] = None
+    gradient_home: Annotated[
+        Literal["gpu", "host", "disk"] | None,
         Meta(
-            description="Where hidden states wait between the passes. disk writes all of them several times a window."
+            description="Where the gradient of the hidden states waits. Every layer of the backward pass reads and "
+            "writes it; it is as large as the hidden states of one layer."
         ),
     ] = None
     stash_home: Annotated[

@@ -372,7 +372,7 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
     )
     yield Line(
         name="gradient stream",
-        where=home,
+        where=place_of(work, plan.gradient_home),
         bytes=n * spec.hidden_width * element,
         words=lambda: f"{n:,} tokens × {spec.hidden_width:,} × {element} B",
     )
@@ -406,7 +406,9 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
     spec, element, a_token = work.spec, work.element, 0
     if plan.hidden_home == "disk":
         a_token += round(_stored_bytes(work, plan) * spec.hidden_width)
-        a_token += (spec.hidden_width + spec.layer_input) * element
+        a_token += spec.layer_input * element
+    if plan.gradient_home == "disk":
+        a_token += spec.hidden_width * element
     if plan.stash and plan.stash_home == "disk":
         kinds = spec.attentions
         keys = max((max(kind.stored[1:]) * kind.stored[0] for kind in kinds if saves_kv(kind, work, plan)), default=0)

@@ -251,7 +251,7 @@ def _diskless(chosen: Candidate, fitting: list[Candidate], turns: int) -> Diskle
     stream = best.layout.stream
     settings = "training.step=whole"
     if stream is not None:
-        homes = f"stream.hidden_home={stream.hidden_home} stream.stash="
+        homes = f"stream.hidden_home={stream.hidden_home} stream.gradient_home={stream.gradient_home} stream.stash="
         settings = f"{homes}true stream.stash_home={stream.stash_home}" if stream.stash else f"{homes}false"
     return DisklessPlan(
         step_seconds=turns * best.seconds,

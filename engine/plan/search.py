@@ -343,12 +343,14 @@ def _plans(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> It
         for every in (fixed["checkpoint_every"],) if "checkpoint_every" in fixed else steps:
             if every > work.spec.layers and "checkpoint_every" not in fixed:
                 continue
-            for stash, stash_home in _stashes(fixed, kv_home, hidden_home):
+            others = product(_stashes(fixed, kv_home, hidden_home), _gradient_homes(fixed, kv_home, hidden_home))
+            for (stash, stash_home), gradient_home in others:
                 yield StreamPlan(
                     weights=weights,
                     weights_home=weights_home,
                     kv_home=kv_home,
                     hidden_home=hidden_home,
+                    gradient_home=gradient_home,
                     checkpoint_every=min(every, work.spec.layers),
                     stash=stash,
                     stash_home=stash_home,
@@ -366,6 +368,14 @@ def _stashes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> Itera
         yield from ((True, home) for home in homes if (kv_home, home) != ("host", "gpu"))
     if not fixed.get("stash", False):
         yield False, homes[0] if "stash_home" in fixed else hidden_home
+
+
+def _gradient_homes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> list[Home]:
+    """Homes of the gradient stream, cheapest first. It is as large as one layer's hidden states: RAM, if they leave."""
+    homes: tuple[Home, ...] = ("host", "disk") if hidden_home == "disk" else (hidden_home,)
+    if "gradient_home" in fixed:
+        homes = (fixed["gradient_home"],)
+    return [home for home in homes if (kv_home, home) != ("host", "gpu")]
 
 
 def _weight_homes(

@@ -89,8 +89,9 @@ class StepLayout:
         if self.stream is None:
             return "whole windows" + (", activations computed twice" if self.recompute else "")
         plan = self.stream
+        gradient = "" if plan.gradient_home == plan.hidden_home else f", their gradient on {plan.gradient_home}"
         return (
-            f"tiles of {plan.tile:,}, hidden states on {plan.hidden_home}, keys on {plan.kv_home}, "
+            f"tiles of {plan.tile:,}, hidden states on {plan.hidden_home}{gradient}, keys on {plan.kv_home}, "
             f"weights {plan.weights}, stash {f'on {plan.stash_home}' if plan.stash else 'off'}, "
             f"every {plan.checkpoint_every} layers kept"
         )

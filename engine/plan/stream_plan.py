@@ -45,7 +45,10 @@ class StreamPlan:
     kv_home: Literal["gpu", "host"] = "gpu"
     "Home of one layer's keys, values and their gradients; on the host, GPU memory does not grow with context."
     hidden_home: Home = "host"
-    "Home of hidden states and their gradient between the passes."
+    "Home of hidden states between the passes."
+    gradient_home: Home = None  # type: ignore[assignment]
+    "Home of the gradient stream, which each layer of the backward pass reads and writes; unset: that of the hidden "
+    "states."
     stash_home: Home = None  # type: ignore[assignment]
     "Home of the saved attention outputs, which are written and read once each; unset: that of the hidden states."
     activation_bits: Literal[16, 8, 4] = 16
@@ -59,8 +62,9 @@ class StreamPlan:
     "Name of the attention backend; auto takes the fastest measured."
 
     def __post_init__(self) -> None:
-        if vars(self)["stash_home"] is None:
-            object.__setattr__(self, "stash_home", self.hidden_home)
+        for name in ("stash_home", "gradient_home"):
+            if vars(self)[name] is None:
+                object.__setattr__(self, name, self.hidden_home)
         for field, (hint, allowed) in _hints().items():
             value = getattr(self, field)
             if allowed and value not in allowed:
@@ -89,6 +93,11 @@ class StreamPlan:
                 "kv_home host with hidden_home gpu: hidden states of all layers are larger than "
                 "one layer's keys and values; move the hidden states first"
             )
+        if self.kv_home == "host" and self.gradient_home == "gpu":
+            raise StreamPlanError(
+                "kv_home host with gradient_home gpu: the gradient stream would grow with the context on the GPU; "
+                "move it first"
+            )
         if self.kv_home == "host" and self.stash and self.stash_home == "gpu":
             raise StreamPlanError(
                 "kv_home host with stash_home gpu: saved attention outputs of all layers are larger than "
@@ -102,8 +111,9 @@ class StreamPlan:
 
     @property
     def homes(self) -> tuple[Home, ...]:
-        """Homes of what waits between the passes: of hidden states, and of attention outputs if they are saved."""
-        return (self.hidden_home, self.stash_home) if self.stash else (self.hidden_home,)
+        """Homes of what waits between the passes: hidden states, their gradient, attention outputs if saved."""
+        always = (self.hidden_home, self.gradient_home)
+        return (*always, self.stash_home) if self.stash else always
 
     @property
     def streams_weights(self) -> bool:

@@ -62,7 +62,11 @@ class Moved:
         """
         disk = min(speeds.link, speeds.disk)  # what waits on the disk crosses the link as well
         tiles = 0.0
-        for moved, home in ((self.hidden + self.gradient, plan.hidden_home), (self.stash, plan.stash_home)):
+        for moved, home in (
+            (self.hidden, plan.hidden_home),
+            (self.gradient, plan.gradient_home),
+            (self.stash, plan.stash_home),
+        ):
             tiles += moved / (disk if home == "disk" else speeds.link)
         return tiles + self.weights / (disk if plan.weights_home == "disk" else speeds.link), self.pages / speeds.link
 
@@ -87,7 +91,7 @@ def moved_by(work: Workload, plan: StreamPlan) -> Moved:
     return Moved(
         weights=_weight_passes(work, plan) * stored_bytes(work, plan.weights) / spec.layers,
         hidden=0.0 if place_of(work, plan.hidden_home) == device else hidden,
-        gradient=0.0 if place_of(work, plan.hidden_home) == device else gradient,
+        gradient=0.0 if place_of(work, plan.gradient_home) == device else gradient,
         stash=0.0 if place_of(work, plan.stash_home) == device else _stash_moved(work, plan, again),
         pages=pages,
         table=table_rows(work),
@@ -166,6 +170,7 @@ def written_by(work: Workload, plan: StreamPlan) -> int:
         written += _input_passes(work, plan)[1] * spec.hidden_width * element * plan.activation_bits / 16
         # What each layer takes beside them, and its gradient in its place.
         written += (2 if work.master_home is not None else 1) * spec.layers * spec.layer_input * element
+    if plan.gradient_home == "disk":
         written += _gradient_passes(work, plan) / 2 * spec.hidden_width * element
     if plan.stash and plan.stash_home == "disk":
         plain = 1 - graphs_kept(work, plan) / spec.layers

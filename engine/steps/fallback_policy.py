@@ -106,7 +106,9 @@ def _on_device(plan: StreamPlan, *, on_gpu: bool) -> Iterator[StreamPlan]:
     if on_gpu and plan.stash and plan.stash_home == "gpu":
         yield replace(plan, stash_home="host")
     if on_gpu and plan.hidden_home == "gpu":
-        yield replace(plan, hidden_home="host")
+        yield replace(plan, hidden_home="host", gradient_home="host")
+    if on_gpu and plan.gradient_home == "gpu":
+        yield replace(plan, gradient_home="host")
     if plan.tile > 2 * _LEAST_TILE:
         yield _finer(plan)
     if on_gpu and plan.kv_home == "gpu" and "gpu" not in plan.homes:
@@ -129,7 +131,9 @@ def _between(plan: StreamPlan, policy: FallbackPolicy) -> Iterator[StreamPlan]:
     if plan.stash and plan.stash_home in in_ram:
         yield replace(plan, stash_home="disk")  # written and read once each, hidden states several times
     if plan.hidden_home in in_ram:
-        yield replace(plan, hidden_home="disk")
+        yield replace(plan, hidden_home="disk")  # their gradient stays, which is as large as those of one layer
+    elif plan.gradient_home in in_ram:
+        yield replace(plan, gradient_home="disk")
     yield from _less_kept(plan, policy.layers)
 
 
@@ -137,6 +141,8 @@ def _on_disk(plan: StreamPlan, layers: int) -> Iterator[StreamPlan]:
     yield from _less_kept(plan, layers, homes=("disk",))
     if plan.stash and plan.stash_home == "disk":
         yield replace(plan, stash_home="host")  # reached where the configuration wants outputs saved
+    if plan.gradient_home == "disk":
+        yield replace(plan, gradient_home="host")
     if plan.hidden_home == "disk":
         yield replace(plan, hidden_home="host")
 

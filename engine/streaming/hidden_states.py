@@ -24,8 +24,8 @@ class HiddenStates:
     Layer l's input is kept in an array of its own if l is a multiple of k. The k - 1 inputs after a kept one share
     scratch arrays. After the forward pass these hold the last segment; each earlier segment is recomputed from its
     kept input (Griewank & Walther 2000; Chen et al., arXiv 1604.06174). The last layer's output is needed only until
-    the loss has read it, tile by tile, so G overwrites it. In all there are ceil(L / k) + k - 1 + 1 arrays of
-    context × hidden.
+    the loss has read it, tile by tile, so G overwrites it, in a home of its own. In all there are
+    ceil(L / k) + k - 1 + 1 arrays of context × hidden.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class HiddenStates:
         dtype: torch.dtype,
         plan: StreamPlan,
         factory: TileFactory,
+        gradient_factory: TileFactory | None = None,
     ) -> None:
         self._layers, self._every = layers, plan.checkpoint_every
         tile = min(plan.tile, context)
@@ -48,7 +49,7 @@ class HiddenStates:
         self._kept = [stored() for _ in range(0, layers, self._every)]
         self._scratch = [stored() for _ in range(min(self._every, layers) - 1)]
         # G keeps full precision, because an error in it would reach every layer below.
-        self._top = factory.array(context, width, dtype, plan.tile)
+        self._top = (gradient_factory or factory).array(context, width, dtype, plan.tile)
         self._readers = [TileReader(w, d, tile, factory.device) for w, d in self._codec.components]
         self._top_reader = TileReader(width, dtype, tile, factory.device)
         self._segment = 0

@@ -70,6 +70,8 @@ def _largest_between(decoder: Decoder, plan: StreamPlan, context: int, here: tup
     parts = {}
     if plan.hidden_home in here or not any(home in here for home in plan.homes):
         parts["hidden states"] = kept * context * decoder.hidden_size * item * plan.activation_bits // 16
+    elif plan.gradient_home in here:
+        parts["the gradient stream"] = context * decoder.hidden_size * item
     if plan.stash and plan.stash_home in here:
         parts["the attention stash"] = layers * context * shape.heads * (shape.head_dim * item + 4)
     return _largest(parts)
@@ -93,6 +95,8 @@ def _smaller_plan(place: str, plan: StreamPlan, here: tuple[str, ...], *, pageab
             steps.append(f"stash_home={other}")
         if plan.hidden_home in here:
             steps.append(f"hidden_home={other}")
+        elif plan.gradient_home in here:
+            steps.append(f"gradient_home={other}")
         if plan.stash and plan.stash_home in here:
             steps.append("stash=false")
         if plan.hidden_home in here:

@@ -50,9 +50,11 @@ class Workspace:
     ) -> None:
         self._decoder, self._plan, self._device, self._streams = decoder, plan, device, streams
         self._factory = TileFactory(plan.hidden_home, device, streams, spill_directory)
-        self._stash_factory = self._factory
+        self._stash_factory = self._gradient_factory = self._factory
         if plan.stash and plan.stash_home != plan.hidden_home:
             self._stash_factory = TileFactory(plan.stash_home, device, streams, spill_directory)
+        if plan.gradient_home != plan.hidden_home:
+            self._gradient_factory = TileFactory(plan.gradient_home, device, streams, spill_directory)
         self._hidden: HiddenStates | None = None
         self._attention: AttentionLayers | None = None
         self.border_states = BorderStates(self._new_border_array, self._new_border_reader)
@@ -98,6 +100,7 @@ class Workspace:
                 dtype=dtype,
                 plan=self._plan,
                 factory=self._factory,
+                gradient_factory=self._gradient_factory,
             )
         self._hidden.begin(context)
         if self._attention is None:
@@ -204,7 +207,7 @@ class Workspace:
         self.border_states.close()
         self.layer_inputs.close()
         self._hidden = self._attention = None
-        for factory in (self._factory, self._stash_factory):
+        for factory in (self._factory, self._stash_factory, self._gradient_factory):
             factory.release()
         self.context = 0
         if self._device.type == "cuda":

@@ -40,6 +40,7 @@ plans = st.builds(
     kv_home=st.just("gpu"),
     hidden_home=st.sampled_from(["gpu", "host", "disk"]),
     stash_home=st.sampled_from(["gpu", "host", "disk"]),
+    gradient_home=st.sampled_from(["gpu", "host", "disk"]),
     activation_bits=st.sampled_from([16, 8, 4]),
 )
 

@@ -45,6 +45,8 @@ EXACT = {
     "pages, no stash": {"kv_home": "host", "stash": False},
     "disk": {"hidden_home": "disk", "stash_home": "disk"},
     "outputs on the disk": {"stash_home": "disk"},
+    "all but the gradient on the disk": {"hidden_home": "disk", "gradient_home": "host"},
+    "the gradient alone on the disk": {"gradient_home": "disk"},
     "one tile": ONE_TILE,
 }
 ABOUT = {

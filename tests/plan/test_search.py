@@ -93,15 +93,16 @@ def fastest_of_all(machine, request, context):
     speeds = speeds_of(machine, work)
     homes = ("gpu", "host", "disk")
     for weights, weights_home in (("nf4", "host"), ("nf4-streamed", "host"), ("nf4-streamed", "disk")):
-        for (tile, key_block, piece), kv, hidden, stash, every in product(
-            TILES, ("gpu", "host"), homes, (None, *homes), (1, 2, 4, 8)
+        for (tile, key_block, piece), kv, hidden, gradient, stash, every in product(
+            TILES, ("gpu", "host"), homes, homes, (None, *homes), (1, 2, 4, 8)
         ):
             if (hidden == "gpu" and every > 1) or (stash == "gpu" and hidden != "gpu"):
                 continue
             fields = {"tile": min(tile, context), "key_block": min(key_block, context), "loss_piece": piece}
             fields |= {"stash": stash is not None, "stash_home": stash or "host", "checkpoint_every": every}
             try:
-                plan = StreamPlan(**fields, weights=weights, weights_home=weights_home, kv_home=kv, hidden_home=hidden)
+                where = {"kv_home": kv, "hidden_home": hidden, "gradient_home": gradient}
+                plan = StreamPlan(**fields, **where, weights=weights, weights_home=weights_home)
             except StreamPlanError:
                 continue
             ledger = streamed_ledger(work, plan)
@@ -132,12 +133,26 @@ def test_of_plans_that_take_about_as_long_the_one_that_writes_least_is_chosen():
     """With hidden states on the host, only outputs are written; the disk has room for both."""
     planning = PlanRequest.of(with_card("rtx-3060-12gb", ram=64), find_model("qwen2.5-coder-1.5b"), "nf4")
     row = plan_context(planning, 1_048_576)
-    homes = {"hidden_home": "disk", "stash_home": "disk", "checkpoint_every": 1}
+    homes = {"hidden_home": "disk", "gradient_home": "disk", "stash_home": "disk", "checkpoint_every": 1}
     both = plan_context(dataclasses.replace(planning, stream=type(planning.stream)(**homes)), 1_048_576)
     assert row.layout.stream.hidden_home == "host"
     assert row.layout.stream.stash_home == "disk"
     assert row.written_bytes < both.written_bytes / 2
     assert row.step_seconds <= WORN_DISK * both.step_seconds
+
+
+@pytest.mark.parametrize(("card", "ram"), [("rtx-4060", 32), ("rtx-3060-12gb", 32)])
+@pytest.mark.parametrize(("model", "context"), [("qwen2.5-coder-1.5b", 1_048_576), ("qwen2.5-coder-7b", 524_288)])
+def test_hidden_states_leave_their_gradient_in_ram(card, ram, model, context):
+    """It is written once for each layer, as the hidden states are, and takes the room of one layer's."""
+    planning = PlanRequest.of(with_card(card, ram=ram, disk=2000), find_model(model), "nf4")
+    row = plan_context(planning, context)
+    stream = row.layout.stream
+    assert (stream.hidden_home, stream.gradient_home) == ("disk", "host")
+    together = plan_context(dataclasses.replace(planning, stream=type(planning.stream)(gradient_home="disk")), context)
+    spared = context * find_model(model).layers * find_model(model).hidden_size * 2
+    assert together.written_bytes - row.written_bytes >= spared
+    assert row.step_seconds <= together.step_seconds
 
 
 def test_a_long_window_on_a_small_card_keeps_its_attention_outputs_on_the_disk():

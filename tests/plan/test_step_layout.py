@@ -23,6 +23,7 @@ PLANS = st.builds(
     kv_home=st.sampled_from(["gpu", "host"]),
     hidden_home=st.sampled_from(["host", "disk"]),
     stash_home=st.sampled_from(["host", "disk"]),
+    gradient_home=st.sampled_from(["host", "disk"]),
     activation_bits=st.sampled_from([16, 8, 4]),
     loss_piece=st.sampled_from([64, 1024]),
     attention=st.sampled_from(["auto", "flash"]),
@@ -34,6 +35,7 @@ LAYOUTS = st.one_of(
         stream=PLANS.map(lambda fields: StreamPlan(**fields)),
         precision=st.sampled_from(["bf16", "nf4"]),
         master_home=st.sampled_from([None, "gpu", "host"]),
+        table_home=st.sampled_from(["gpu", "host"]),
         window_ranks=st.integers(1, 4),
     ),
 )
@@ -57,10 +59,11 @@ def test_a_choice_that_an_earlier_version_did_not_know_is_its_default():
 
 
 @pytest.mark.parametrize("home", ["host", "disk"])
-def test_earlier_versions_kept_attention_outputs_beside_the_hidden_states(home):
-    layout = StepLayout(stream=StreamPlan(hidden_home=home, stash_home=home))
+def test_earlier_versions_kept_attention_outputs_and_the_gradient_beside_the_hidden_states(home):
+    layout = StepLayout(stream=StreamPlan(hidden_home=home, stash_home=home, gradient_home=home))
     message, old = layout.as_json(), {"stream": dataclasses.asdict(layout.stream), "recompute": False}
-    del message["stash_home"], old["stream"]["stash_home"]
+    for name in ("stash_home", "gradient_home"):
+        del message[name], old["stream"][name]
     assert StepLayout.from_json(message) == StepLayout.from_json(old) == layout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from engine.plan.stream_plan import StreamPlan
 from engine.steps.fallback_policy import FallbackPolicy
 from engine.streaming.step import StreamedStep
 from tests.streaming.models import tiny_model
-from tests.streaming.reference import streamed
+from tests.streaming.reference import streamed, whole_sequence, worst_error
+from tests.support.side_streams import simulated
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -41,12 +43,42 @@ def test_every_pair_of_homes_gives_the_same_bits(family, every, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("copied", [False, True], ids=["in place", "copied"])
+@pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_every_home_of_the_gradient_gives_the_same_bits(family, every, copied, tmp_path):
+    """Nine pairs with that of the hidden states; an adapter's step, and the embedding's gradient at the end."""
+    model, found = tiny_model(family), []
+    with simulated("by chance") if copied else contextlib.nullcontext():
+        for hidden, gradient in product(("host", "gpu", "disk"), repeat=2):
+            plan = StreamPlan(tile=13, key_block=29, hidden_home=hidden, gradient_home=gradient, checkpoint_every=every)
+            with StreamedStep(model, plan, device=CPU, spill_directory=tmp_path) as step:
+                found.append(streamed(step, TOKENS))
+                assert streamed(step, TOKENS)[0] == found[-1][0]
+    loss, gradients = found[0]
+    for other_loss, others in found[1:]:
+        assert other_loss == loss
+        assert others.keys() == gradients.keys()
+        assert all(torch.equal(gradients[name], others[name]) for name in gradients)
+    assert not list(tmp_path.iterdir())
+    expected_loss, expected = whole_sequence(model, TOKENS)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    assert worst_error(gradients, expected)[0] < 1e-5
+
+
 @pytest.mark.parametrize(
-    ("hidden", "stash", "files"), [("disk", "host", 4), ("host", "disk", 12), ("disk", "disk", 16)]
+    ("hidden", "stash", "gradient", "files"),
+    [
+        ("disk", "host", None, 4),
+        ("host", "disk", None, 12),
+        ("disk", "disk", None, 16),
+        ("disk", "host", "host", 3),
+        ("host", "host", "disk", 1),
+    ],
 )
-def test_only_what_has_its_home_on_the_disk_is_written_there(hidden, stash, files, tmp_path):
+def test_only_what_has_its_home_on_the_disk_is_written_there(hidden, stash, gradient, files, tmp_path):
     """Three layers' inputs and the gradient stream; outputs, logsumexp, keys and values of three layers."""
-    plan = StreamPlan(tile=13, key_block=29, hidden_home=hidden, stash_home=stash)
+    plan = StreamPlan(tile=13, key_block=29, hidden_home=hidden, stash_home=stash, gradient_home=gradient)
     open_files = []
 
     def count(_):
@@ -67,7 +99,8 @@ from engine.streaming.step import StreamedStep
 from tests.streaming.models import tiny_model
 
 torch.set_num_threads(1)
-plan = StreamPlan(tile=64, key_block=64, hidden_home=sys.argv[2], stash_home=sys.argv[3])
+homes = dict(zip(("hidden_home", "stash_home", "gradient_home"), sys.argv[2:]))
+plan = StreamPlan(tile=64, key_block=64, **homes)
 
 def wait(progress):
     if progress.stage == "backward":
@@ -79,8 +112,9 @@ with StreamedStep(tiny_model("qwen2"), plan, device=torch.device("cpu"), spill_d
 """
 
 
-def test_a_step_that_is_killed_leaves_no_files(tmp_path):
-    command = [sys.executable, "-c", KILLED, str(tmp_path), "disk", "disk"]
+@pytest.mark.parametrize("homes", [("disk", "disk"), ("host", "host", "disk"), ("disk", "host", "host")])
+def test_a_step_that_is_killed_leaves_no_files(homes, tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), *homes]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "backward\n"
         process.send_signal(signal.SIGKILL)
@@ -90,7 +124,9 @@ def test_a_step_that_is_killed_leaves_no_files(tmp_path):
 def test_attention_outputs_on_the_gpu_are_refused_where_keys_are_on_the_host():
     with pytest.raises(StreamPlanError, match="stash_home gpu"):
         StreamPlan(kv_home="host", stash_home="gpu")
-    assert StreamPlan(kv_home="host", stash_home="gpu", stash=False).homes == ("host",)
+    assert StreamPlan(kv_home="host", stash_home="gpu", stash=False).homes == ("host", "host")
+    with pytest.raises(StreamPlanError, match="gradient_home gpu"):
+        StreamPlan(kv_home="host", gradient_home="gpu")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +135,10 @@ def test_attention_outputs_on_the_gpu_are_refused_where_keys_are_on_the_host():
         ("host", {}, {"stash_home": "disk"}),
         ("host", {"stash_home": "disk"}, {"hidden_home": "disk"}),
         ("host", {"stash": False}, {"hidden_home": "disk"}),
+        ("host", {"stash": False, "hidden_home": "disk", "gradient_home": "host"}, {"gradient_home": "disk"}),
+        ("disk", {"stash": False, "hidden_home": "disk", "checkpoint_every": 4}, {"gradient_home": "host"}),
+        ("GPU", {"hidden_home": "gpu", "stash": False}, {"hidden_home": "host", "gradient_home": "host"}),
+        ("GPU", {"gradient_home": "gpu", "stash": False}, {"gradient_home": "host"}),
         ("disk", {"stash_home": "disk"}, {"stash": False}),
         ("GPU", {"stash_home": "gpu", "hidden_home": "gpu"}, {"stash_home": "host"}),
         ("GPU", {"stash_home": "gpu", "tile": 256, "key_block": 256}, {"stash_home": "host"}),
@@ -110,7 +150,9 @@ def test_a_full_place_is_relieved_of_what_costs_least_to_move(place, before, aft
     smaller = policy.smaller(StepLayout(stream=plan), place).stream
     assert {name: getattr(smaller, name) for name in after} == after
     changed = [
-        name for name in ("hidden_home", "stash_home", "stash", "tile") if getattr(plan, name) != getattr(smaller, name)
+        name
+        for name in ("hidden_home", "gradient_home", "stash_home", "stash", "tile")
+        if getattr(plan, name) != getattr(smaller, name)
     ]
     assert changed == list(after)
 

@@ -359,6 +359,7 @@ PLANS = st.builds(
     kv_home=st.just("gpu"),
     hidden_home=st.sampled_from(["gpu", "host", "disk"]),
     stash_home=st.sampled_from(["gpu", "host", "disk"]),
+    gradient_home=st.sampled_from(["gpu", "host", "disk"]),
 )
 
 
@@ -367,7 +368,19 @@ PLANS = st.builds(
     places=st.lists(st.sampled_from(["GPU", "host", "disk"]), min_size=1, max_size=3),
     on_gpu=st.booleans(),
     fixed=st.sets(
-        st.sampled_from(["tile", "key_block", "loss_piece", "stash", "hidden_home", "stash_home", "kv_home", "weights"])
+        st.sampled_from(
+            [
+                "tile",
+                "key_block",
+                "loss_piece",
+                "stash",
+                "hidden_home",
+                "gradient_home",
+                "stash_home",
+                "kv_home",
+                "weights",
+            ]
+        )
     ),
 )
 @example(
