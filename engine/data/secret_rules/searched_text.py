@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 from collections.abc import Iterator
 
+import numpy as np
 from ahocorasick_rs import BytesAhoCorasick, Implementation
 
 _LONG_WORDS = 16
 _RANDOM_LOOKING = re.compile(r"\d\D*\d|(?:[A-Z][^A-Z]{0,200}){5}")
 
 
-_BORDERS = bytes.maketrans(b"()[]{}<>\"'`,;\\", b" " * 14)
-"Beside white space, what parts words: of a word that is quoted or an argument, few differ."
+_BORDERS = b"()[]{}<>\"'`,;\\ \t\r\x0b\x0c"
+"Beside line ends, what parts words: of a word that is quoted or an argument, few differ."
+_PARTED = bytes.maketrans(_BORDERS, b"\n" * len(_BORDERS))
+_PARTED_LOWER = bytes.maketrans(
+    _BORDERS + string.ascii_uppercase.encode(), b"\n" * len(_BORDERS) + string.ascii_lowercase.encode()
+)
+_END, _DIGIT, _CAPITAL, _OTHER = range(4)
+
+
+def _kind(code: int) -> int:
+    if code == ord("\n"):
+        return _END
+    # What is beyond ASCII may be a digit of another script.
+    if chr(code) in string.digits or code >= 0x80:
+        return _DIGIT
+    return _CAPITAL if chr(code) in string.ascii_uppercase else _OTHER
+
+
+_KINDS = bytes(map(_kind, range(256)))
+"Of each byte: what tells a random-looking word."
+_DIGITS, _CAPITALS = 2, 5
+"Bytes of that kind that a random-looking word has at least, one or the other."
 
 
 def is_random_looking(word: str) -> bool:
@@ -50,12 +72,12 @@ class SearchedText:
         self.text, self.language = text, language
         # The one capital letter whose small form is longer, and would change every position after it.
         self.lower = text.replace("\u0130", "I").lower()
-        # Bytes are parted several times as fast as characters.
-        words = set(text.encode("utf-8", "replace").translate(_BORDERS).split())
-        long = b"\n".join([word for word in words if len(word) >= _LONG_WORDS]).decode().split("\n")
-        self.candidates = [word for word in long if len(word) >= _LONG_WORDS and is_random_looking(word)]
-        joined = b"\n%b\n" % b"\n".join(words)
-        self._words = joined.lower() if text.isascii() else joined.decode().replace("\u0130", "I").lower().encode()
+        content = b"\n%b\n" % text.encode("utf-8", "replace")
+        self.candidates = _candidates(content)
+        # Lines of one word each, and empty ones.
+        if not text.isascii():
+            content = b"\n%b\n" % self.lower.encode("utf-8", "replace")
+        self._words = content.translate(_PARTED_LOWER)
         self._asked, automaton = _automaton(len(_PARTS))
         parts = self._asked
         self._present = {parts[found] for found, _, _ in automaton.find_matches_as_indexes(self._words, True)}
@@ -73,6 +95,31 @@ class SearchedText:
         if _last_place(parts) < len(self._asked):
             return self._present & parts
         return {part for part in parts if self.has(part)}
+
+
+def candidates(text: str) -> list[str]:
+    """Returns the words of a text that are long enough and random enough to hold a key, each once."""
+    return _candidates(b"\n%b\n" % text.encode("utf-8", "replace"))
+
+
+def _candidates(content: bytes) -> list[str]:
+    """Returns the candidates of a text that begins and ends with a line end."""
+    content = content.translate(_PARTED)
+    # Most words are short, and most long ones are names: neither is worth an object of its own.
+    kinds = np.frombuffer(content.translate(_KINDS), dtype=np.uint8)
+    ends = np.flatnonzero(kinds == _END)
+    long = np.flatnonzero(np.diff(ends) > _LONG_WORDS)
+    if not len(long):
+        return []
+    starts, stops = ends[long], ends[long + 1]
+    counts = (
+        np.searchsorted(places, stops) - np.searchsorted(places, starts)
+        for places in (np.flatnonzero(kinds == kind) for kind in (_DIGIT, _CAPITAL))
+    )
+    some = np.logical_or(*(count >= least for count, least in zip(counts, (_DIGITS, _CAPITALS), strict=True)))
+    pairs = zip((starts[some] + 1).tolist(), stops[some].tolist(), strict=True)
+    words = b"\n".join({content[start:stop] for start, stop in pairs}).decode().split("\n")
+    return [word for word in words if len(word) >= _LONG_WORDS and is_random_looking(word)]
 
 
 _PARTS: dict[str, int] = {}
