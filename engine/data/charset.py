@@ -60,9 +60,11 @@ def decode(content: bytes) -> str | None:
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return _strictly(content, encoding)
-    text = _strictly(content, "utf-8-sig")
-    if text is not None:
-        return text
+    try:
+        # A mark is no character; what UTF-8 decodes to always encodes to it again.
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeError:
+        pass
     declared = _declared(content)
     if declared is not None:
         return _strictly(content, declared)

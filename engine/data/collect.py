@@ -223,9 +223,11 @@ def _sort_out(
     if progress is not None:
         progress(len(paths), len(paths))
     written = _written_documentation(reasons)
-    for file in [file for file in kept if written and is_part_of_documentation(file.path, file.language, written)]:
-        reasons[file.path] = "generated"
-    return [file for file in kept if file.path not in reasons], reasons
+    if written:
+        for file in [file for file in kept if is_part_of_documentation(file.path, file.language, written)]:
+            reasons[file.path] = "generated"
+        kept = [file for file in kept if file.path not in reasons]
+    return kept, reasons
 
 
 def _written_documentation(reasons: Mapping[PurePosixPath, str]) -> frozenset[PurePosixPath]:

@@ -156,4 +156,9 @@ def path_line(file: SourceFile) -> str:
 
     Tokens in it are masked, whatever `data.secrets` says: no name is worth one.
     """
-    return masked_name("".join(c if c.isprintable() else ascii(c)[1:-1] for c in file.name))
+    return masked_name(spelled_out(file.name))
+
+
+def spelled_out(name: str) -> str:
+    """Spells out what cannot be shown in a name."""
+    return name if name.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)

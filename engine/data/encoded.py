@@ -25,7 +25,8 @@ _FEWEST = 64
 "Items of a table."
 _STRIPE = 32
 "Letters and digits in a row, of which any run of that size has some."
-_LETTERS = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{60,}")
+_LINE = b"a" * 60
+"Letters of base64 in a row, in classes of bytes."
 _BETWEEN = re.compile(r"[\s\"'`,+\\#*;|>]{0,40}")
 _TAIL = re.compile(r"(?:[\s\"'`,+\\#*;|>]{1,40}[A-Za-z0-9+/_-]{4,}={0,2}(?=[\s\"'`,;)\]}<]|$))?")
 # Each letter has one place in these, so that a run that is too short is given up at once.
@@ -42,6 +43,7 @@ def _classes(letters: str) -> bytes:
 
 # Without the signs that people draw lines with: of a run of base64 some words go without them.
 _IN_WORDS = _classes(string.ascii_letters + string.digits + "+")
+_IN_LINES = _classes(string.ascii_letters + string.digits + "+/_=-")
 _IN_DECIMALS = _classes(string.digits + ",- \t\r\n")
 _IN_DUMPS = _classes(string.hexdigits + ": \t\r\n")
 _IN_TABLES = _classes(string.hexdigits + ":,- \t\r\n")
@@ -55,7 +57,7 @@ def find_encoded(text: str) -> list[Edit]:
     # A look at the bytes tells most files apart, a hundred times as fast as the patterns.
     content = text.encode("ascii", "replace")
     if b"a" * _STRIPE in content.translate(_IN_WORDS):
-        found += _words(text)
+        found += _words(text, content)
     if content.count(b"0x") + content.count(b"0X") >= _FEWEST:
         found += _tables(_HEXADECIMAL, text)
     if content.count(b"\\") >= _FEWEST:
@@ -94,19 +96,29 @@ def is_encoded(text: str, edits: list[Edit]) -> bool:
     return size > 0 and (size >= SHARE * len(text) or len(text) - size < _LEFT)
 
 
-def _words(text: str) -> Iterator[tuple[int, int]]:
+def _words(text: str, content: bytes) -> Iterator[tuple[int, int]]:
+    """Yields the runs of base64 and hexadecimal digits; `content` is a byte for each character."""
     start = end = -1
-    for found in _LETTERS.finditer(text):
-        if not _looks_encoded(found[0]):
+    for first, last in _lines(content.translate(_IN_LINES)):
+        if not _looks_encoded(text[first:last]):
             continue
-        if start >= 0 and (between := _BETWEEN.match(text, end)) and between.end() == found.start():
-            end = found.end()
+        if start >= 0 and (between := _BETWEEN.match(text, end)) and between.end() == first:
+            end = last
             continue
         if start >= 0:
             yield from _run(text, start, end)
-        start, end = found.span()
+        start, end = first, last
     if start >= 0:
         yield from _run(text, start, end)
+
+
+def _lines(classes: bytes) -> Iterator[tuple[int, int]]:
+    """Yields the longest stretches of the letters of base64 that are a line of it."""
+    end = 0
+    while (start := classes.find(_LINE, end)) >= 0:
+        end = classes.find(b" ", start)
+        end = len(classes) if end < 0 else end
+        yield start, end
 
 
 def _run(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -123,10 +135,11 @@ def _looks_encoded(word: str) -> bool:
         return False
     if letters <= _HEX:
         return any(letter.isdigit() for letter in letters)
-    kinds = any(map(str.islower, sample)) + any(map(str.isupper, sample)) + any(map(str.isdigit, sample))
+    if len(letters) < 20 or {0, 1, 2} - set(map(_kind, letters)):
+        return False
     # Names in code change their kind of letter once a word; in base64 every other letter does.
     changes = sum(_kind(a) != _kind(b) for a, b in pairwise(sample))
-    return kinds == 3 and len(letters) >= 20 and changes >= 0.35 * len(sample)
+    return changes >= 0.35 * len(sample)
 
 
 _HEX = frozenset("0123456789abcdefABCDEF")

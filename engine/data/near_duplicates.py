@@ -102,7 +102,7 @@ class NearDuplicates:
 
 def distinct_lines(text: str) -> set[str]:
     """Returns the lines of a text, without the white space around them."""
-    return {line for piece in cut(text) for line in map(str.strip, piece.split("\n"))}
+    return set().union(*(map(str.strip, piece.split("\n")) for piece in cut(text)))
 
 
 def similarity(a: set[str], b: set[str]) -> float:

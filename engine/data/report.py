@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.data.documents import spelled_out
 from engine.data.filters import KEPT_BY, REASONS
 from engine.data.packing import Cut
 from engine.data.pairs import PairWindows, longest_sides
@@ -288,7 +289,7 @@ def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
 
 def printable(value: object) -> str:
     """Text that comes from file names: line ends, escapes and bytes that are no text spelled out, tokens masked."""
-    return masked_name("".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value)))
+    return masked_name(spelled_out(str(value)))
 
 
 def _name(file: SourceFile) -> str:

@@ -30,7 +30,7 @@ from engine.data.secret_rules import (
     tables,
     urls,
 )
-from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
+from engine.data.secret_rules.searched_text import SearchedText, candidates, is_random_looking
 
 REVISION = 9
 "Raised when the same text would be masked otherwise; part of every store's key."
@@ -89,7 +89,7 @@ def find_secrets(text: str, language: str, allowed: Collection[str] = ()) -> lis
             raise SearchTooLongError
     if time.thread_time() > deadline:
         raise SearchTooLongError
-    if public := keys.public_blocks(text):
+    if found and (public := keys.public_blocks(text)):
         found = [one for one in found if not _is_within(one, public)]
         kinds = {text[secret.start : secret.end]: secret.kind for secret in found}
     if numbered := _numbered(text, kinds):
@@ -174,7 +174,7 @@ def masked_name(name: str) -> str:
     """Replaces the keys and tokens in a path."""
     if not is_random_looking(name):
         return name
-    words = [*SearchedText(name, "").candidates, *SearchedText(re.sub(r"[/\\]", " ", name), "").candidates]
+    words = [*candidates(name), *candidates(re.sub(r"[/\\]", " ", name))]
     for _, value in announced.announced(words):
         name = name.replace(value, PLACEHOLDER)
     return name

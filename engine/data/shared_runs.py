@@ -33,7 +33,7 @@ _FACTORS = np.random.Generator(np.random.PCG64(6)).integers(1, 1 << 63, LINES, d
 
 def runs_of(lines: Iterable[bytes]) -> npt.NDArray[np.uint64]:
     """Hashes each run of the lines. Shape (runs,)."""
-    kept = [line for line in map(bytes.strip, lines) if line]
+    kept = list(filter(None, map(bytes.strip, lines)))
     count = len(kept) - LINES + 1
     if count <= 0:
         return np.empty(0, dtype=np.uint64)

@@ -26,7 +26,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -344,7 +344,6 @@ class StoreBuilder:
             newlines: Line ends in the text of each token id. Shape (vocabulary,).
             depths: Brackets that the text of each token id opens. Shape (2, vocabulary). None: none.
         """
-        entries = [FileEntry(*names, tokens) for names, tokens in zip(files, self._lengths, strict=True)]
         self._learnt_file.write(np.packbits(self._rest).tobytes())
         self._sync_tokens()
         _write_synced(self._path / _NEWLINES, newlines.tobytes())
@@ -359,7 +358,7 @@ class StoreBuilder:
             "masked": self._masked,
             "shortened": self._shortened,
             "runs": self._runs,
-            "files": [list(asdict(entry).values()) for entry in entries],
+            "files": [[*names, tokens] for names, tokens in zip(files, self._lengths, strict=True)],
             "blocks": {
                 name: list(_block_digests(self._path / name))
                 for name in (_TOKENS, _BORDERS, _NEWLINES, _DEPTHS, _LEARNT, _WEIGHTS)

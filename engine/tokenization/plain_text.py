@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import copy
 import itertools
 import json
@@ -114,7 +115,8 @@ class PlainText:
             tokenizer = self.tokenizer if begins else self._inner
             texts = [parts[number].text for number in numbers]
             for number, encoding in zip(numbers, _encoded(tokenizer, texts), strict=True):
-                found[number] = np.array(encoding.ids, dtype=np.uint32)
+                # An array takes a list of integers three times as fast as numpy does.
+                found[number] = np.frombuffer(array.array("I", encoding.ids), dtype=np.uint32)
         return [
             self._spelled(part) if self._may_hold_control(part.text, ids) else ids
             for part, ids in zip(parts, found, strict=True)

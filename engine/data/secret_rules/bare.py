@@ -81,7 +81,7 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
         everywhere, with_digit, in_value = _patterns(stem.rest)
         pattern = everywhere if configures else with_digit
         taken = 0
-        for place in name_places(text, lower, stem):
+        for place in name_places(source, stem):
             # What was taken for a value may itself be the name of the next one.
             match = pattern.match(lower, place + len(stem.text)) if place >= taken else None
             if match is not None and match["op"] == "|" and source.language in _PIPES:

@@ -68,6 +68,11 @@ _COMPILED = tuple(
 )
 "Hints, expression, and whether capital letters count."
 _HINTS = frozenset(hint for hints, _, _ in _COMPILED for hint in hints)
+_BY_HINT = {
+    # The last one of several is the rarest: "-p" and "echo" stand in many texts.
+    hint: [number for number, (hints, _, _) in enumerate(_COMPILED) if hints[-1] == hint]
+    for hint in (hints[-1] for hints, _, _ in _COMPILED)
+}
 _CURL = re.compile(
     # It begins with the mark itself: what stands before it is looked at behind it, for the search to be quick.
     rf"-(?<=[ \t\"']-)(?:u[ \t=]*|(?:a|-(?:proxy-)?user|-auth)[ \t=]+|-?u(?:ser)?[\"'],\s{{0,20}}){_WORD}"
@@ -82,7 +87,8 @@ def commands(source: SearchedText) -> Iterator[Found]:
     """Yields passwords on command lines of well-known programs."""
     text = source.text
     found = source.found(_HINTS)
-    for hints, pattern, capitals in _COMPILED:
+    for number in sorted({number for hint in found for number in _BY_HINT.get(hint, ())}):
+        hints, pattern, capitals = _COMPILED[number]
         if found.issuperset(hints):
             # A search in small letters finds its first word several times as fast as one that ignores their size.
             for match in pattern.finditer(text if capitals else source.lower):

@@ -23,6 +23,10 @@ _QUOTED = (
     rf"{TAIL}(?P<close>\}}?\\{{0,8}}[\"'`](?![\w@]))?(?P<gap>{_PLAIN}(?:{_ODD}{_PLAIN}){{0,3}}"
     r"(?:\n[ \t]{0,60}[({\[]?[ \t]{0,8}[brufn@$]{0,2})?)" + _QUOTE
 )
+_FIRST_QUOTE = re.compile(r"[\"'`\n]")
+_QUOTE_BELOW = re.compile(r"\n[ \t]{0,60}[({\[]?[ \t]{0,8}[brufn@$]{0,2}\\{0,8}[\"'`]")
+_FURTHEST = 600
+"More characters than `_QUOTED` may match."
 _GOES_ON = ("=", ":", "(", ",", "\\", "+", ">", "{", "[")
 "How a line ends whose statement goes on in the next."
 _NEXT = re.compile(r"(?P<gap>[^\n\"'`;\\]{0,60}(?:\n[ \t]{0,60})?)" + _QUOTE)
@@ -115,14 +119,20 @@ def named_literals(source: SearchedText, found: Collection[str]) -> Iterator[tup
     prose = source.language in _PROSE
     for stem in stems():
         if stem.text in found:
-            pattern = _pattern(stem.rest)
+            pattern, length = _pattern(stem.rest), len(stem.text)
             # The name may stand again before the literal: `key = env.API_KEY || "…"`.
-            for place in name_places(text, lower, stem):
-                match = pattern.match(lower, place + len(stem.text))
+            for place in name_places(source, stem):
+                match = pattern.match(lower, place + length) if _is_quote_near(lower, place + length) else None
                 evidence = None if match is None else evidence_of(text, match, stem)
                 if match is not None and evidence is not None:
                     for start, end in _statement(text, lower, match, place, evidence, prose=prose):
                         yield stem.kind, start, end
+
+
+def _is_quote_near(lower: str, position: int) -> bool:
+    """Tells whether a quotation mark stands in a line, or at the next one's start: behind most names none does."""
+    first = _FIRST_QUOTE.search(lower, position, position + _FURTHEST)
+    return first is not None and (first[0] != "\n" or _QUOTE_BELOW.match(lower, first.start()) is not None)
 
 
 def _statement(
@@ -307,7 +317,8 @@ _TELLING = re.compile(
     r"(?P<pass>passw|pwd|passphrase)|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|authorization"
 )
 _TOLD_BY = frozenset(
-    {"passw", "pwd", "passphrase", "secret", "token", "credential", "authorization", "api", "access", "private"}
+    {"passw", "pwd", "passphrase", "secret", "token", "credential", "authorization"}
+    | {f"{what}{between}key" for what in ("api", "access", "private") for between in ("", "_", "-")}
 )
 "Parts of which every match holds one."
 

@@ -48,6 +48,7 @@ _TAKES = re.compile(
 _PUBLIC = re.compile(r"public|pub_?key|ssh-(?:rsa|ed)")
 _LONGEST = 40
 "Characters of an identifier before a stem."
+_SHORT_WORD = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +92,36 @@ def stems() -> tuple[Stem, ...]:
 def present(source: SearchedText) -> frozenset[str]:
     """Returns the stems that occur in a text."""
     found = source.found(_stem_words())
-    return frozenset(
-        stem.text
-        for stem in stems()
-        if stem.text in found
-        or (" " in stem.text and found.issuperset(stem.text.split()) and stem.text in source.lower)
-    )
+    several = (stem.text for stem in _of_several_words() if found.issuperset(_telling_words(stem)))
+    return frozenset(found).union(text for text in several if text in source.lower)
+
+
+@functools.cache
+def _of_several_words() -> tuple[Stem, ...]:
+    return tuple(stem for stem in stems() if " " in stem.text)
 
 
 @functools.cache
 def _stem_words() -> frozenset[str]:
-    return frozenset(word for stem in stems() for word in stem.text.split())
+    return frozenset(word for stem in stems() for word in _telling_words(stem))
 
 
-def name_places(text: str, lower: str, stem: Stem) -> Iterator[int]:
-    """Yields where a stem stands, but for what one letter tells to be another word: a keyword, a statement."""
+@functools.cache
+def _telling_words(stem: Stem) -> tuple[str, ...]:
+    """Returns the words of a stem without those that are short, which are parts of most words."""
+    words = stem.text.split()
+    return tuple(word for word in words if len(word) > _SHORT_WORD or len(words) == 1)
+
+
+def name_places(source: SearchedText, stem: Stem) -> list[int]:
+    """Returns where a stem stands, but for what one letter tells to be another word: a keyword, a statement."""
+    found = source.name_places.get(stem.text)
+    if found is None:
+        found = source.name_places[stem.text] = list(_name_places(source.text, source.lower, stem))
+    return found
+
+
+def _name_places(text: str, lower: str, stem: Stem) -> Iterator[int]:
     length = len(stem.text)
     for place in places(lower, stem.text):
         end = place + length

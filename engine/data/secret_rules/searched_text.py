@@ -34,6 +34,8 @@ def _kind(code: int) -> int:
 
 _KINDS = bytes(map(_kind, range(256)))
 "Of each byte: what tells a random-looking word."
+_SHORT_TEXT = 2048
+"Bytes of a text below which an array of them does not pay."
 _DIGITS, _CAPITALS = 2, 5
 "Bytes of that kind that a random-looking word has at least, one or the other."
 
@@ -65,11 +67,13 @@ class SearchedText:
         text: As it is.
         lower: In small letters, character by character.
         language: Of the text.
+        name_places: Where telling names stand, by their stem, once a rule has looked for them.
         candidates: The words long enough and random enough to hold a key: to search those alone is ten times as quick.
     """
 
     def __init__(self, text: str, language: str) -> None:
         self.text, self.language = text, language
+        self.name_places: dict[str, list[int]] = {}
         # The one capital letter whose small form is longer, and would change every position after it.
         self.lower = text.replace("\u0130", "I").lower()
         content = b"\n%b\n" % text.encode("utf-8", "replace")
@@ -105,6 +109,15 @@ def candidates(text: str) -> list[str]:
 def _candidates(content: bytes) -> list[str]:
     """Returns the candidates of a text that begins and ends with a line end."""
     content = content.translate(_PARTED)
+    if len(content) < _SHORT_TEXT:
+        words = b"\n".join({word for word in content.split(b"\n") if len(word) >= _LONG_WORDS}).decode().split("\n")
+    else:
+        words = _long_words(content)
+    return [word for word in words if len(word) >= _LONG_WORDS and is_random_looking(word)]
+
+
+def _long_words(content: bytes) -> list[str]:
+    """Returns the long words of a parted text that may be random-looking, each once."""
     # Most words are short, and most long ones are names: neither is worth an object of its own.
     kinds = np.frombuffer(content.translate(_KINDS), dtype=np.uint8)
     ends = np.flatnonzero(kinds == _END)
@@ -118,8 +131,7 @@ def _candidates(content: bytes) -> list[str]:
     )
     some = np.logical_or(*(count >= least for count, least in zip(counts, (_DIGITS, _CAPITALS), strict=True)))
     pairs = zip((starts[some] + 1).tolist(), stops[some].tolist(), strict=True)
-    words = b"\n".join({content[start:stop] for start, stop in pairs}).decode().split("\n")
-    return [word for word in words if len(word) >= _LONG_WORDS and is_random_looking(word)]
+    return b"\n".join({content[start:stop] for start, stop in pairs}).decode().split("\n")
 
 
 _PARTS: dict[str, int] = {}
