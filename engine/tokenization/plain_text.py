@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import array
 import copy
+import functools
 import itertools
 import json
 import re
@@ -15,11 +15,14 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engine import errors
+from engine.tokenization.repeated_lines import ids_of, repeated_lines
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 _WORD = re.compile(r"[\w ]+")
+_FEW_CHARACTERS = 1 << 14
+"Of texts in which lines are hardly repeated."
 _HTML_TAG = re.compile(
     r"</?(?:a|b|blockquote|br|caption|code|em|h[1-6]|hr|i|li|ol|p|pre|strong|sub|sup|s|table|tbody|td|tfoot|th|thead|tr"
     r"|u|ul)>"
@@ -101,6 +104,7 @@ class PlainText:
         self.tokenizer = _built(stored)
         inner = _without_prefix(stored)
         self._inner = self.tokenizer if inner == stored else _built(inner)
+        self._lines = repeated_lines(stored, self.tokenizer.get_vocab(with_added_tokens=False))
         self._is_control = np.zeros(max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=0) + 1, bool)
         self._is_control[list(self.control)] = True
         model = stored["model"]
@@ -114,13 +118,18 @@ class PlainText:
             numbers = [number for number, part in enumerate(parts) if part.begins is begins]
             tokenizer = self.tokenizer if begins else self._inner
             texts = [parts[number].text for number in numbers]
-            for number, encoding in zip(numbers, _encoded(tokenizer, texts), strict=True):
-                # An array takes a list of integers three times as fast as numpy does.
-                found[number] = np.frombuffer(array.array("I", encoding.ids), dtype=np.uint32)
+            for number, ids in zip(numbers, self._ids(tokenizer, texts), strict=True):
+                found[number] = ids
         return [
             self._spelled(part) if self._may_hold_control(part.text, ids) else ids
             for part, ids in zip(parts, found, strict=True)
         ]
+
+    def _ids(self, tokenizer: Tokenizer, texts: list[str]) -> list[npt.NDArray[np.uint32]]:
+        encoded = functools.partial(_encoded, tokenizer)
+        if self._lines is None or sum(map(len, texts)) < _FEW_CHARACTERS:
+            return list(map(ids_of, encoded(texts)))
+        return self._lines.encode(texts, encoded)
 
     def _may_hold_control(self, text: str, ids: npt.NDArray[np.uint32]) -> bool:
         present = np.unique(ids[self._is_control[ids]]).tolist()
