@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from engine.tokenization.chat_template import ChatTemplate
 
 
-_BATCH_BYTES = 1 << 20
+_BATCH_BYTES = 3 << 18
 "Text encoded at once: enough to keep all cores busy, little enough to hold memory down."
 _ATTEMPTS = 3
 "Times that a repository may change under the reading before it is given up."

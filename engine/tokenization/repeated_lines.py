@@ -3,7 +3,9 @@
 A fifth to two fifths of the bytes of a megabyte of source repeat a line of it. Byte-level BPE encodes the words that a
 regular expression cuts out of a text, each for itself. Of the expressions below, a word that holds a line end goes on
 over line ends and white space alone, and ends with the last line end of them. So a text may be cut behind a line end
-wherever a line that is not blank follows: its parts encode to the same ids alone, and in any order.
+wherever a line that is not blank follows: its parts encode to the same ids alone, and in any order. White space without
+a line end is a word up to its last character, which may belong to the next word: there a text may be cut, too, so that
+a line is the same one however far it is indented.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ _WORDS = (
 _EXPRESSIONS = frozenset(digits.join(_WORDS) for digits in (r"\p{N}", r"\p{N}{1,2}", r"\p{N}{1,3}"))
 _NORMALIZERS = frozenset({None, "NFC"})
 "What changes no line end, and composes nothing with the ASCII character that a line begins with."
-_CUT = re.compile(r"\n(?=[ \t]*[!-~])")
-"A line end before a line that is not blank, whatever counts as white space; a carriage return would go on with it."
+_CUT = re.compile(r"\n(?:(?=[!-~])|([ \t]*)(?=[ \t][!-~]))")
+"""A line end before a line that is not blank, whatever counts as white space, and all but the last character of what
+the line is indented by. A carriage return would go on with a line end."""
 _BEGIN = re.compile(r"[ \t]*[!-~]")
 _TOGETHER = 1024
 "Lines that make one text: several of them keep all cores busy."
@@ -42,7 +45,7 @@ class RepeatedLines:
 
     def __init__(self, vocabulary: dict[str, int]) -> None:
         """Counts the line ends of each token."""
-        self._newlines = np.zeros(max(vocabulary.values(), default=0) + 1, dtype=np.int64)
+        self._newlines = np.zeros(max(vocabulary.values(), default=0) + 1, dtype=np.int32)
         for token, number in vocabulary.items():
             self._newlines[number] = token.count(_NEWLINE)
 
@@ -58,24 +61,35 @@ class RepeatedLines:
         rests: list[str] = []
         for text in texts:
             cuttable = "\r" not in text and _BEGIN.match(text) is not None
+            # Lines, and between them what the next one is indented by.
             lines = _CUT.split(text) if cuttable else [text]
             rest = lines.pop()
             if cuttable and rest.endswith("\n"):
                 lines.append(rest[:-1])
                 rest = ""
-            plans.append([numbers.setdefault(line, len(numbers)) for line in lines])
+            plans.append([numbers.setdefault(line or "", len(numbers)) for line in lines])
             rests.append(rest)
-        distinct = list(numbers)
+        indents = {line: number for line, number in numbers.items() if not line or line.isspace()}
+        distinct = [line for line in numbers if line not in indents]
         blocks = ["\n".join([*distinct[n : n + _TOGETHER], ""]) for n in range(0, len(distinct), _TOGETHER)]
-        found = [ids_of(one) for one in encoded([*blocks, *filter(None, rests)])]
-        tail = iter(found[len(blocks) :])
+        found = [ids_of(one) for one in encoded([*blocks, *indents, *filter(None, rests)])]
+        spaces = found[len(blocks) : len(blocks) + len(indents)]
+        tail = iter(found[len(blocks) + len(indents) :])
         ids = np.concatenate([np.empty(0, dtype=np.uint32), *found[: len(blocks)]])
+        there = np.cumsum(self._newlines[ids], dtype=np.int32)
+        wanted = np.cumsum([line.count("\n") + 1 for line in distinct], dtype=np.int32)
+        if there[-1:].tolist() != wanted[-1:].tolist():
+            return list(map(ids_of, encoded(list(texts))))  # the vocabulary has no line end
         # Each line ends with the token that holds its last line end.
-        ends = np.searchsorted(
-            np.cumsum(self._newlines[ids]), np.cumsum([line.count("\n") + 1 for line in distinct], dtype=np.int64)
-        )
-        starts = np.append(0, ends + 1)[: len(distinct)]
-        lengths = ends + 1 - starts
+        ends = 1 + np.searchsorted(there, wanted)
+        is_line = np.ones(len(numbers), dtype=bool)
+        is_line[list(indents.values())] = False
+        starts, lengths = np.zeros((2, len(numbers)), dtype=np.int64)
+        starts[is_line] = np.append(0, ends)[: len(distinct)]
+        starts[~is_line] = len(ids) + np.cumsum([0, *map(len, spaces)])[: len(indents)]
+        lengths[is_line] = ends - starts[is_line]
+        lengths[~is_line] = [len(one) for one in spaces]
+        ids = np.concatenate([ids, *spaces])
         return [
             np.concatenate([_gathered(ids, starts, lengths, plan), next(tail)])
             if rest
