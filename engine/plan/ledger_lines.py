@@ -383,8 +383,8 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
         words=lambda: f"{spec.layers} layers × {n:,} tokens × {spec.layer_input:,} × {element} B",
     )
     if plan.stash:
-        kept = tuple(saves_kv(kind, work, plan) for kind in spec.attentions)
-        outputs, saved = _saved_bytes(spec.attentions, kept, element)
+        saves = tuple(saves_kv(kind, work, plan) for kind in spec.attentions)
+        outputs, saved = _saved_bytes(spec.attentions, saves, element)
         for name, found in (("stash: attention outputs and logsumexp", outputs), ("stash: keys and values", saved)):
             yield Line(
                 name=name,

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
+from engine.plan.homes import Homes, all_homes
 from engine.plan.ledger_lines import AT_HOME, LOADING, QUANTISING, READ_AHEAD, Line, Place, home_parts
-from engine.plan.memory import Ledger, streamed_ledger, whole_sequence_ledger
+from engine.plan.memory import (
+    Ledger,
+    bytes_of_any_tile,
+    key_value_bytes,
+    streamed_ledger,
+    whole_sequence_ledger,
+)
 from engine.plan.recurrent import border_state_parts
 from engine.plan.scoring import scoring_part
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.step_layout import StepLayout
-from engine.plan.step_passes import repeated_layers
 from engine.plan.stream_plan import BaseWeights, Home, StreamPlan, in_4_bits, streams
 from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.transfers import moved_by, written_by
@@ -38,7 +43,6 @@ Grain = tuple[int, int, int]
 """Tile, key block and loss chunk."""
 _GRAINS = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
 "Coarsest (fastest) first."
-_CHECKPOINT_EVERY = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,31 +222,34 @@ def _streamed(
         return Candidate(layout=layout, work=work, speeds=speeds, budget=budget, too_large=too_large)
 
     on_device: dict[tuple[object, ...], _OnDevice] = {}
-    fitting: list[StreamPlan] = []
-    for plan in _plans(work, weights, fixed):
-        if any(_outdoes(other, plan, work.spec.layers) for other in fitting):
+    fitting: list[Homes] = []
+    for homes in all_homes(work, weights, fixed):
+        if any(_outdoes(other, homes) for other in fitting):
             continue
         # Among homes other than the device, none changes what the device holds.
-        key = tuple(home == "gpu" for home in plan.homes), plan.kv_home, work.on_gpu or plan
-        if (device := on_device.get(key)) is None:
-            device = on_device[key] = _OnDevice.of(work, plan, budget, _grains(fixed))
-        elif not device.fits:
+        key = tuple(home == "gpu" for home in homes.waiting), homes.kv, work.on_gpu or homes
+        device = on_device.get(key)
+        if device is not None and not device.fits:
             continue  # one plan tells what the device lacks
-        grained = [_with_grain(plan, grain) for grain in device.grains]
-        if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, grained[0]):
+        plan = homes.plan(work, weights, fixed)
+        if device is None:
+            device = on_device[key] = _OnDevice.of(work, plan, budget, _grains(fixed))
+        coarsest, finest = (_with_grain(plan, device.grains[place]) for place in (0, -1))
+        if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, coarsest):
             continue  # every layer is in a ring: nothing to offload; equals the plan with the device as home
-        if device.too_large(work, grained, budget):
-            yield candidate(grained[0], too_large=True)
+        if device.too_large(work, coarsest, finest, budget):
+            yield candidate(coarsest, too_large=True)
             continue
-        found = candidate(grained[0])
-        if found.short_of("host") and plan.spills and candidate(grained[-1]).fits:
+        found = candidate(coarsest)
+        if finest != coarsest and plan.spills and found.short_of("host") and candidate(finest).fits:
             # Tiles on their way to the disk are staged on the host: the coarsest that it has room for.
-            found = next(finer for finer in map(candidate, grained) if finer.fits)
+            grained = (candidate(_with_grain(plan, grain)) for grain in device.grains)
+            found = next(finer for finer in grained if finer.fits)
         yield found
         stream = found.layout.stream
         assert stream is not None
         if found.fits:
-            fitting.append(stream)
+            fitting.append(homes)
         if device.layers and stream.checkpoint_every == 1:
             yield candidate(replace(stream, keep_layers=device.layers))
 
@@ -270,8 +277,11 @@ class _OnDevice:
         ]
         cut = [(min(tile, work.context), min(key_block, work.context), piece) for tile, key_block, piece in usable]
         place: Place = "gpu" if work.on_gpu else "host"
+        left = budget.limit(place) - bytes_of_any_tile(work, plan, place)
         for grain in cut:
             coarsest = _with_grain(plan, grain)
+            if grain != cut[-1] and key_value_bytes(work, coarsest, place) > left:
+                continue  # no ledger is needed to see that it does not fit
             ledger = streamed_ledger(work, coarsest)
             if fits := ledger.peak(place) <= budget.limit(place):
                 break
@@ -290,11 +300,11 @@ class _OnDevice:
             rest=rest,
         )
 
-    def too_large(self, work: Workload, grained: Sequence[StreamPlan], budget: Budget) -> bool:
-        """Whether a plan leaves no room on the host or the disk with any of its grains, coarsest first."""
+    def too_large(self, work: Workload, coarsest: StreamPlan, finest: StreamPlan, budget: Budget) -> bool:
+        """Whether a plan leaves no room on the host or the disk with any of its grains."""
         needed = dict(self.rest)
         # Staging is least with the shortest tiles, and states at the tiles' borders with the longest.
-        for line in (*_staged(work, grained[-1]), *border_state_parts(work, grained[0], "gpu")) if needed else ():
+        for line in (*_staged(work, finest), *border_state_parts(work, coarsest, "gpu")) if needed else ():
             if line.where in needed:
                 needed[line.where] += line.bytes
         return any(size > budget.limit(where) for where, size in needed.items())
@@ -308,15 +318,14 @@ def _staged(work: Workload, plan: StreamPlan) -> Iterator[Line]:
 _NEARER: Mapping[Home, int] = {"gpu": 0, "host": 1, "disk": 2}
 
 
-def _outdoes(one: StreamPlan, other: StreamPlan, layers: int) -> bool:
+def _outdoes(one: Homes, other: Homes) -> bool:
     """Whether a plan takes no longer than another and writes no more to the disk, with the same data on the device."""
-    alike = one.kv_home == other.kv_home and one.stash == other.stash
-    on_device = [tuple(home == "gpu" for home in plan.homes) for plan in (one, other)]
-    again = [repeated_layers(layers, plan.checkpoint_every) for plan in (one, other)]
-    if not alike or on_device[0] != on_device[1] or again[0] > again[1]:
+    if one.kv != other.kv or one.stash != other.stash or one.repeated > other.repeated:
         return False
-    homes = zip((one.weights_home, *one.homes), (other.weights_home, *other.homes), strict=True)
-    return all(_NEARER[mine] <= _NEARER[its] for mine, its in homes)
+    pairs = list(zip(one.waiting, other.waiting, strict=True))
+    if any((mine == "gpu") != (its == "gpu") for mine, its in pairs):
+        return False
+    return all(_NEARER[mine] <= _NEARER[its] for mine, its in ((one.weights, other.weights), *pairs))
 
 
 def _all_in_rings(work: Workload, plan: StreamPlan) -> bool:
@@ -333,71 +342,6 @@ def _kept_layers(work: Workload, plan: StreamPlan, budget: Budget) -> int | None
         keeping = streamed_ledger(work, replace(plan, keep_layers=layers))
         fit, least_unfit = (layers, least_unfit) if keeping.peak("gpu") <= budget.gpu else (fit, layers)
     return fit or None
-
-
-def _plans(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[StreamPlan]:
-    """Yields the plans of one storage, but for their grain; a plan comes before those that it may outdo."""
-    homes = product(_weight_homes(work, weights, fixed), _homes(fixed, on_gpu=work.on_gpu))
-    for weights_home, (kv_home, hidden_home) in homes:
-        steps = _CHECKPOINT_EVERY if hidden_home != "gpu" else (1,)
-        for every in (fixed["checkpoint_every"],) if "checkpoint_every" in fixed else steps:
-            if every > work.spec.layers and "checkpoint_every" not in fixed:
-                continue
-            others = product(_stashes(fixed, kv_home, hidden_home), _gradient_homes(fixed, kv_home, hidden_home))
-            for (stash, stash_home), gradient_home in others:
-                yield StreamPlan(
-                    weights=weights,
-                    weights_home=weights_home,
-                    kv_home=kv_home,
-                    hidden_home=hidden_home,
-                    gradient_home=gradient_home,
-                    checkpoint_every=min(every, work.spec.layers),
-                    stash=stash,
-                    stash_home=stash_home,
-                    activation_bits=work.activation_bits,
-                    attention=fixed.get("attention", "auto"),
-                )
-
-
-def _stashes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> Iterator[tuple[bool, Home]]:
-    """Yields whether attention outputs are saved, and their home, cheapest first."""
-    homes: tuple[Home, ...] = ("host", "disk") if hidden_home != "gpu" else ("gpu", "host", "disk")
-    if "stash_home" in fixed:
-        homes = (fixed["stash_home"],)
-    if fixed.get("stash", True):
-        yield from ((True, home) for home in homes if (kv_home, home) != ("host", "gpu"))
-    if not fixed.get("stash", False):
-        yield False, homes[0] if "stash_home" in fixed else hidden_home
-
-
-def _gradient_homes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> list[Home]:
-    """Homes of the gradient stream, cheapest first. It is as large as one layer's hidden states: RAM, if they leave."""
-    homes: tuple[Home, ...] = ("host", "disk") if hidden_home == "disk" else (hidden_home,)
-    if "gradient_home" in fixed:
-        homes = (fixed["gradient_home"],)
-    return [home for home in homes if (kv_home, home) != ("host", "gpu")]
-
-
-def _weight_homes(
-    work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]
-) -> tuple[Literal["host", "disk"], ...]:
-    """Homes of streamed 4-bit weights.
-
-    Of a model with experts no 4-bit copy is kept that could be mapped (engine.models.four_bit_folder).
-    """
-    if weights != "nf4-streamed" or work.spec.sparse_layers:
-        return ("host",)
-    return (fixed["weights_home"],) if "weights_home" in fixed else ("host", "disk")
-
-
-def _homes(fixed: Mapping[str, Any], *, on_gpu: bool) -> list[tuple[Any, Any]]:
-    """Homes of keys and values, and of hidden states, cheapest first."""
-    homes: tuple[tuple[Any, Any], ...] = (("gpu", "host"), ("gpu", "disk"))
-    if on_gpu:
-        homes = (("gpu", "gpu"), *homes, ("host", "host"), ("host", "disk"))
-    # A fixed home need not be in the list: on a CPU, the "gpu" home is host memory as well.
-    wanted = dict.fromkeys((fixed.get("kv_home", kv), fixed.get("hidden_home", hidden)) for kv, hidden in homes)
-    return [home for home in wanted if home != ("host", "gpu")]
 
 
 def _grains(fixed: Mapping[str, Any]) -> list[Grain]:

@@ -1,0 +1,109 @@
+"""Where what waits between the passes of a streamed step may live: the combinations that the planner compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any, Literal, NamedTuple
+
+from engine.plan.step_passes import repeated_layers
+from engine.plan.stream_plan import BaseWeights, Home, StreamPlan
+from engine.plan.workload import Workload
+
+_CHECKPOINT_EVERY = (1, 2, 4, 8)
+
+
+class Homes(NamedTuple):
+    """What plans of one storage of the base weights differ in, apart from their grain.
+
+    Far more of them are compared than become a StreamPlan, which takes ten times as long to make.
+    """
+
+    weights: Literal["host", "disk"]
+    kv: Literal["gpu", "host"]
+    hidden: Home
+    gradient: Home
+    every: int
+    "Hidden states of every k-th layer are kept."
+    repeated: int
+    "Layers that the backward pass computes again for it."
+    stash: bool
+    saved: Home
+    "Home of the saved attention outputs."
+
+    @property
+    def waiting(self) -> tuple[Home, ...]:
+        """As StreamPlan.homes."""
+        always = (self.hidden, self.gradient)
+        return (*always, self.saved) if self.stash else always
+
+    def plan(self, work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> StreamPlan:
+        """Returns the plan, with the default grain."""
+        return StreamPlan(
+            weights=weights,
+            weights_home=self.weights,
+            kv_home=self.kv,
+            hidden_home=self.hidden,
+            gradient_home=self.gradient,
+            checkpoint_every=self.every,
+            stash=self.stash,
+            stash_home=self.saved,
+            activation_bits=work.activation_bits,
+            attention=fixed.get("attention", "auto"),
+        )
+
+
+def all_homes(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[Homes]:
+    """Yields the homes of one storage's plans; those of a plan come before those of plans that it may outdo."""
+    homes = product(_weight_homes(work, weights, fixed), _homes(fixed, on_gpu=work.on_gpu))
+    for weights_home, (kv_home, hidden_home) in homes:
+        steps = _CHECKPOINT_EVERY if hidden_home != "gpu" else (1,)
+        for wanted in (fixed["checkpoint_every"],) if "checkpoint_every" in fixed else steps:
+            if wanted > work.spec.layers and "checkpoint_every" not in fixed:
+                continue
+            every = min(wanted, work.spec.layers)
+            repeated = repeated_layers(work.spec.layers, every)
+            others = product(_stashes(fixed, kv_home, hidden_home), _gradient_homes(fixed, kv_home, hidden_home))
+            for (stash, saved), gradient in others:
+                yield Homes(weights_home, kv_home, hidden_home, gradient, every, repeated, stash=stash, saved=saved)
+
+
+def _stashes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> Iterator[tuple[bool, Home]]:
+    """Yields whether attention outputs are saved, and their home, cheapest first."""
+    homes: tuple[Home, ...] = ("host", "disk") if hidden_home != "gpu" else ("gpu", "host", "disk")
+    if "stash_home" in fixed:
+        homes = (fixed["stash_home"],)
+    if fixed.get("stash", True):
+        yield from ((True, home) for home in homes if (kv_home, home) != ("host", "gpu"))
+    if not fixed.get("stash", False):
+        yield False, homes[0] if "stash_home" in fixed else hidden_home
+
+
+def _gradient_homes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> list[Home]:
+    """Homes of the gradient stream, cheapest first. It is as large as one layer's hidden states: RAM, if they leave."""
+    homes: tuple[Home, ...] = ("host", "disk") if hidden_home == "disk" else (hidden_home,)
+    if "gradient_home" in fixed:
+        homes = (fixed["gradient_home"],)
+    return [home for home in homes if (kv_home, home) != ("host", "gpu")]
+
+
+def _weight_homes(
+    work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]
+) -> tuple[Literal["host", "disk"], ...]:
+    """Homes of streamed 4-bit weights.
+
+    Of a model with experts no 4-bit copy is kept that could be mapped (engine.models.four_bit_folder).
+    """
+    if weights != "nf4-streamed" or work.spec.sparse_layers:
+        return ("host",)
+    return (fixed["weights_home"],) if "weights_home" in fixed else ("host", "disk")
+
+
+def _homes(fixed: Mapping[str, Any], *, on_gpu: bool) -> list[tuple[Any, Any]]:
+    """Homes of keys and values, and of hidden states, cheapest first."""
+    homes: tuple[tuple[Any, Any], ...] = (("gpu", "host"), ("gpu", "disk"))
+    if on_gpu:
+        homes = (("gpu", "gpu"), *homes, ("host", "host"), ("host", "disk"))
+    # A fixed home need not be in the list: on a CPU, the "gpu" home is host memory as well.
+    wanted = dict.fromkeys((fixed.get("kv_home", kv), fixed.get("hidden_home", hidden)) for kv, hidden in homes)
+    return [home for home in wanted if home != ("host", "gpu")]
