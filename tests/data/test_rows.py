@@ -349,6 +349,7 @@ def test_objects_of_many_lines(tmp_path: Path, name: str, mark: bytes) -> None:
         ("a.json", b"[]", "it holds no row"),
         ("a.jsonl", b"\n \n", "it holds no row"),
     ],
+    ids=["another name", "bytes behind it", "plain text", "an empty array", "blank lines"],
 )
 def test_files_that_are_no_data_set_say_why(tmp_path: Path, name: str, content: bytes, problem: str) -> None:
     path = tmp_path / name
