@@ -168,6 +168,8 @@ class Workspace:
     def _shared_kv(self) -> dict[int, SharedKv]:
         """Makes what holds the keys and values of each layer that later layers attend to, by its number."""
         owners = {owner for owner in self._decoder.kv_owners if owner is not None}
+        if not owners:  # a configuration without any need not list its layers' types
+            return {}
         kinds, page = self._decoder.config.layer_types, self._plan.key_block
         return {owner: SharedKv((kinds[owner], owner), page) for owner in owners}
 
