@@ -240,7 +240,10 @@ def compare(model_type: str) -> dict[str, Any]:
 
 
 def _wide() -> Any:
-    """Keeps fp64 tensors from being cast to fp32, in forward and backward passes within the block."""
+    """Keeps fp64 tensors from being cast to fp32, in forward and backward passes within the block.
+
+    A product of one with positions in fp32, as older rotary embeddings compute it, widens these.
+    """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -249,6 +252,8 @@ def _wide() -> Any:
             options = kwargs or {}
             if function is torch.ops.aten._to_copy.default and args[0].dtype is torch.float64:
                 options = {key: value for key, value in options.items() if key != "dtype" or value is not torch.float32}
+            if function is torch.ops.aten.bmm.default and args[0].dtype is not args[1].dtype:
+                args = tuple(factor.double() for factor in args)
             return function(*args, **options)
 
     return Wide()
