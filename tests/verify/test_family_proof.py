@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 import torch
+import transformers
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaModel
@@ -14,7 +16,7 @@ from engine import cli
 from engine.errors import EliteError
 from engine.models import families
 from engine.models.catalogue import find_model
-from engine.models.proofs import find_proof
+from engine.models.proofs import find_proof, keep_proof
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming import recurrent_mixing
 from engine.streaming.step import StreamedStep
@@ -277,3 +279,18 @@ def test_another_configuration_of_an_admitted_family_needs_its_own_proof(tmp_pat
     assert find_model(str(tmp_path / "one")).family == "arcee"
     with pytest.raises(EliteError, match="engine verify --model"):
         find_model(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("made_with", [{"transformers": "5.17.1"}, {"engine": "0.0"}, {"version": 1}])
+def test_a_proof_that_was_made_with_other_code_admits_nothing(made_with, tmp_path, monkeypatch, registry):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    AutoConfig.for_model("arcee", num_hidden_layers=2).save_pretrained(folder)
+    proof = prove_folder(folder)
+    assert proof.transformers == transformers.__version__
+    assert find_model(str(folder)).family == "arcee"
+    keep_proof(msgspec.structs.replace(proof, **made_with))
+    with pytest.raises(EliteError, match="engine verify --model"):
+        find_model(str(folder))
+    assert cli.main(["plan", "--model", str(folder), "--hardware", "rtx-3060-12gb", "--json"]) == 0  # proven again
+    assert find_proof(json.loads((folder / "config.json").read_text())).transformers == transformers.__version__
