@@ -131,11 +131,15 @@ class Encoder:
         return [int(token) for token in ids]
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Decodes the ids of `encode_documents` to a document's text, without its path line."""
+        """Decodes the ids of `encode_middles` to a document's text in its own order, without its path line."""
         begin = [*self.first, *([] if self.file_mark is None else [self.file_mark])]
         inner = list(ids[len(begin) :] if list(ids[: len(begin)]) == begin else ids)
         if inner[-1:] == [self.end]:
             inner.pop()
+        if self.fim is not None and self.fim.prefix in inner:  # no text is encoded to these tokens
+            prefix, suffix, middle = map(inner.index, (self.fim.prefix, self.fim.suffix, self.fim.middle))
+            before, after = inner[prefix + 1 : suffix], inner[suffix + 1 : middle]
+            inner = [*inner[:prefix], *before, *inner[middle + 1 :], *after]
         return self.decode(inner).partition("\n")[2]
 
     def _parts(self, path: str, text: str, middle: tuple[int, int] | None) -> list[int | str]:

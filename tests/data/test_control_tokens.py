@@ -78,6 +78,7 @@ def test_parts_for_filling_in_come_back_exactly(kind: str, text: str) -> None:
     marks = [mark.replace("▁", " ") for mark in marks]
     end = tokenizer.id_to_token(encoder.end)
     assert found == f"{marks[0]}{before}{marks[1]}{after}{marks[2]}{text}{end}"
+    assert encoder.text_of(ids.tolist()) == document
 
 
 @pytest.mark.parametrize("scheme", ["legacy", "always", "first", "never"])
