@@ -37,7 +37,7 @@ def config(args: argparse.Namespace, seed: int, context: int, **changes: dict) -
         "epochs": 1000.0,
         **changes.get("training", {}),
     }
-    data = {"repositories": args.repo}
+    data = {"repositories": args.repo, "fim": 0.0}
     return preflight.check(
         from_mapping(
             {

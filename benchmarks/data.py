@@ -53,7 +53,7 @@ def measure(part: str, folder: Path) -> dict[str, float]:
     from engine.data.dataset import build_dataset
     from engine.data.sources import open_sources
 
-    data = DataSection(repositories=[str(folder)])
+    data = DataSection(repositories=[str(folder)], fim=0.0)
     tokenizer = Tokenizer.from_file(str(asset("demo-model", "tokenizer.json")))
     if part == "store":
         with tempfile.TemporaryDirectory() as cache:

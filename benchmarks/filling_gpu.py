@@ -43,7 +43,9 @@ def windows_of(repo: Path, context: int, count: int) -> list[Any]:
     from engine.config import from_mapping
     from engine.data.dataset import build_dataset
 
-    config = from_mapping({"model": {"name": MODEL}, "data": {"repositories": [str(repo)], "packing": True}})
+    config = from_mapping(
+        {"model": {"name": MODEL}, "data": {"repositories": [str(repo)], "packing": True, "fim": 0.0}}
+    )
     tokenizer = AutoTokenizer.from_pretrained(asset("demo-model"))
     with tempfile.TemporaryDirectory() as cache:
         train = build_dataset(config.data, tokenizer=tokenizer, context=context, cache=Path(cache)).train

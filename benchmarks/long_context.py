@@ -175,17 +175,17 @@ class Bench:
         training = {"learning_rate": rate, "epochs": 1000.0, "evaluate_tokens": 8192}
         yield "standard LoRA", from_mapping({
             **common,
-            "data": {"repositories": sources, **ORDERS["files alone"]},
+            "data": {"repositories": sources, "fim": 0.0, **ORDERS["files alone"]},
             "training": {**training, "context": short, "tokens_per_update": update, "max_steps": steps},
         })  # fmt: skip
         yield "repository order", from_mapping({
             **common,
-            "data": {"repositories": sources, **ORDERS["imports"]},
+            "data": {"repositories": sources, "fim": 0.0, **ORDERS["imports"]},
             "training": {**training, "context": short, "tokens_per_update": update, "max_steps": steps},
         })  # fmt: skip
         yield "our recipe", from_mapping({
             **common,
-            "data": {"repositories": sources, **ORDERS["imports"]},
+            "data": {"repositories": sources, "fim": 0.0, **ORDERS["imports"]},
             "training": {**training, "context": long, "tokens_per_update": long, "max_steps": long_steps,
                          "curriculum": True},
         })  # fmt: skip
@@ -228,7 +228,7 @@ class Bench:
 
     def _held_out(self, package: Path, data: dict[str, str], context: int) -> HeldOut:
         section = from_mapping({"data": {"repositories": [str(self.parts(package).scored)], **data}}).data
-        section = replace(section, near_duplicates="keep", licence_headers="keep")
+        section = replace(section, near_duplicates="keep", licence_headers="keep", fim=0.0)
         dataset = build_dataset(section, tokenizer=self._tokenizer, context=context, cache=self.folder / "cache")
         return HeldOut.whole(dataset, context, together=DataSection().packing)
 

@@ -32,6 +32,7 @@ SETTINGS = {
     "training.evaluate_every": 20,
     "training.early_stopping": 3,
     "data.held_out_fraction": 0.2,
+    "data.fim": 0.0,
     "lora.rank": 16,
     "lora.alpha": 32,
 }

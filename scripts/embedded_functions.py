@@ -44,7 +44,7 @@ def main() -> None:
     for package in options.packages:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="elite-functions-") as folder:
-            data = DataSection(repositories=[str(package)])
+            data = DataSection(repositories=[str(package)], fim=0.0)
             dataset = build_dataset(data, tokenizer=tokenizer, context=options.context, cache=Path(folder))
             held_out = HeldOut.whole(dataset, options.context, together=True)
             functions = choose_functions(held_out.texts(encoder), options.functions)

@@ -72,7 +72,7 @@ def measure_packing(
     fused = fused and fuse_kernels(base, device)
     model = attach_adapter(base, LoraSection(rank=rank), seed=0).train()
     step = WholeSequenceStep(model, recompute=device.type == "cuda")
-    data = DataSection(repositories=[str(repository)], documents="file")
+    data = DataSection(repositories=[str(repository)], documents="file", fim=0.0)
     with tempfile.TemporaryDirectory() as cache:
         dataset = build_dataset(data, tokenizer=_demo_tokenizer(), context=contexts[0], cache=Path(cache))
         rows = []

@@ -33,7 +33,7 @@ def _tokenizer() -> Any:
 
 
 def _dataset(bench: Bench, root: Path, tokenizer: Any = None, **data: Any) -> Dataset:
-    section = DataSection(repositories=[str(root)], **data)
+    section = DataSection(repositories=[str(root)], **{"fim": 0.0, **data})
     return build_dataset(section, tokenizer=tokenizer or _tokenizer(), context=128, cache=bench.folder / "cache")
 
 
