@@ -15,6 +15,7 @@ from elite_tui.format.figures import (
     printable,
 )
 from elite_tui.format.layout import hanging, line_bar
+from engine.data.fim import share_in_words
 from engine.quantities import counted
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def what_is_in(report: DataReport, width: int) -> Content:
     if order.by == "imports":
         words = _reading_order(order)
         lines += [Content(""), *hanging(Content.styled("order  ", "$muted"), Content(words), width)]
+    if report.fim is not None and (rearranged := share_in_words(report.fim.share, report.fim.files)):
+        lines += hanging(Content.styled("rearranged  ", "$muted"), Content(rearranged), width)
     leak = report.held_out.leak
     words = f"{100 * leak:.1f}% of the held-out files' runs of six lines are in training files too"
     lines += hanging(Content.styled("held out  ", "$muted"), Content(words), width)

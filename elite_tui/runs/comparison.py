@@ -23,6 +23,7 @@ from engine.runs.journal import read_events
 from engine.runs.run_directory import RunDirectory
 
 RATE = "training.learning_rate"
+FIM = "data.fim"
 LETTERS = "ABCDEFGH"
 """Letters that tell the runs' lines apart without colour; their number limits the runs of a comparison."""
 
@@ -75,6 +76,8 @@ def _read(letter: str, path: Path) -> ComparedRun:
         config = _flat(_settings(run))
     if view.started is not None and view.started.learning_rate is not None and config.get(RATE) == _in_words(None):
         config[RATE] = f"{_in_words(None)} ({view.started.learning_rate:g})"
+    if (share := run.planned_fim()) is not None and config.get(FIM) == _in_words(None):
+        config[FIM] = f"{_in_words(None)} ({share:g})"
     return ComparedRun(letter=letter, path=path, view=view, planned=read_plan(run.plan_path), config=config)
 
 

@@ -113,10 +113,15 @@ class OptionsScreen(WizardScreen):
         plans = self.state.tiers.value
         if plans is None:
             return {}
+        from engine.data.fim import DEFAULT_SHARE
+        from engine.models.fim_support import can_fill_in
         from engine.plan.learning_rate import automatic_rate
 
         rate = automatic_rate(plans.spec, plans.config.training, plans.config.lora)
-        return {"training.learning_rate": f"auto ({rate:.1e})"}
+        shown = {"training.learning_rate": f"auto ({rate:.1e})"}
+        if (known := can_fill_in(plans.spec)) is not None:
+            shown["data.fim"] = f"auto ({DEFAULT_SHARE if known else 0:g})"
+        return shown
 
     # --- the verdict ---------------------------------------------------------------------------------------
 

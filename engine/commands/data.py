@@ -13,6 +13,7 @@ from engine import config, errors
 from engine.commands.output import print_json
 from engine.data.collect import describe_skipped
 from engine.data.filters import PROBLEMS
+from engine.data.fim import share_in_words
 from engine.plan.tiers import tiers
 from engine.quantities import counted, format_seconds
 
@@ -161,6 +162,8 @@ def _print_report(report: DataReport) -> None:
         f"{held_out.tokens:,} of them ({held_out.share:.1%}) in {counted(held_out.files, 'held-out file')}, "
         f"{held_out.leak:.1%} of whose runs of six lines are in training files too"
     )
+    if report.fim is not None and (text := share_in_words(report.fim.share, report.fim.files)):
+        console.print(text)
     _print_sources(console, report)
     _print_conversations(console, report)
     among = f"{counted(order.imports, 'import')} among {counted(order.linked, 'file')}"

@@ -212,6 +212,8 @@ def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
     if not asked.output.model_name:  # keeps the one it has
         kept = structs.replace(wanted.output, model_name=config.output.model_name)
         wanted = structs.replace(wanted, output=kept)
+    if asked.data.fim is None:  # keeps its share: that of an earlier version's default is in its file
+        wanted = structs.replace(wanted, data=structs.replace(wanted.data, fim=config.data.fim))
     changed = changes(config, wanted, scheduled=run.has_schedule())
     refused = [str(change) for change in changed if not change.allowed]
     if refused:

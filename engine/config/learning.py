@@ -136,14 +136,12 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Meta(description="The same licence comment at the top of many files: once keeps the first, keep all of them."),
     ] = "once"
     fim: Annotated[
-        float,
+        Annotated[float, Meta(ge=0.0, le=1.0)] | None,
         Meta(
-            ge=0.0,
-            le=1.0,
             description="Share of the files that are trained on as fill-in-the-middle (arXiv 2207.14255), with the "
-            "model's own tokens for it.",
+            "model's own tokens for it. Unset: 0.5 where its tokenizer has them, else 0."
         ),
-    ] = 0.0
+    ] = None
     history: Annotated[
         int,
         Meta(

@@ -23,8 +23,9 @@ from engine.data.conversations import REVISION as CONVERSATIONS_REVISION
 from engine.data.conversations import Conversation
 from engine.data.documents import Texts, edited, edited_conversation, path_line
 from engine.data.encoded import REVISION as ENCODED_REVISION
-from engine.data.encoding import Making, encode_sources
+from engine.data.encoding import Making, encode_sources, may_be_rearranged
 from engine.data.fim import REVISION as FIM_REVISION
+from engine.data.fim import share_of
 from engine.data.licences import REVISION as LICENCES_REVISION
 from engine.data.mixture import Mixture, SourceFigures, described
 from engine.data.near_duplicates import REVISION as NEAR_DUPLICATES_REVISION
@@ -90,6 +91,10 @@ class DatasetSummary:
     held_out_tokens: int
     loss_tokens: int
     "Those of both that are predicted: all but the first of each document, and of conversations the answers."
+    fim: float
+    "Share of the training files that are rearranged for fill-in-the-middle: data.fim, or its default."
+    fim_files: int
+    "Training files that it chooses from, by their kind; those that are too short or too long are among them."
     sources: tuple[SourceFigures, ...]
     "What each source holds."
     store: Path
@@ -144,14 +149,13 @@ def build_dataset(
 
     Raises:
         EliteError: REPOSITORY_* for unusable repositories, OUTPUT_UNWRITABLE for the cache, CHAT_TEMPLATE_*,
-            CONVERSATIONS_OVERLONG, MIXTURE_INVALID.
+            CONVERSATIONS_OVERLONG, MIXTURE_INVALID, FIM_UNAVAILABLE.
         ValueError: the tokenizer is not a fast one.
     """
     report = progress or (lambda _done, _total, _what: None)
     started = time.monotonic()
     encoder = Encoder(tokenizer)
-    if data.fim and encoder.fim is None:
-        raise errors.FIM_UNAVAILABLE(rate=data.fim)
+    fim = share_of(data, encoder.fim)
     mixture = Mixture(data)
     if preferences and mixture.shares is not None:
         problem = "pairs of preferences are taken as they come"
@@ -166,9 +170,9 @@ def build_dataset(
             if len(reading.files) < 2:
                 raise _too_little(data, collection, reading, template)
             cut = limit if data.overlong == "cut-oldest-tool-output" and chats is not None else None
-            key = _key(reading, data, encoder, chats, cut)
+            making = Making(encoder, chats, fim, cut)
+            key = _key(reading, data, making)
             try:
-                making = Making(encoder, chats, data.fim, cut)
                 store, reused, notes = _open_or_build(cache, key, reading, sources.texts, making, report)
             except _ChangedError:
                 continue
@@ -188,7 +192,7 @@ def build_dataset(
         files = [item.file for item in reading.files]
         figures = mixture.figures(store, files, reading.held_out, taken)
         notes += tuple(described(source) for source in figures if source.share is not None)
-        return Dataset(*windows, _summary(store, reading, collection, figures, reused, notes, seconds), store)
+        return Dataset(*windows, _summary(store, reading, collection, fim, figures, reused, notes, seconds), store)
     raise errors.REPOSITORY_CHANGING(path=_named(data))
 
 
@@ -258,7 +262,7 @@ def _too_little(
     return errors.REPOSITORY_NO_SOURCE(path=path, skipped=told)
 
 
-def _key(reading: Reading, data: DataSection, encoder: Encoder, chats: Chats | None, cut: int | None) -> str:
+def _key(reading: Reading, data: DataSection, making: Making) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
     revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION, FIM_REVISION]
@@ -269,12 +273,12 @@ def _key(reading: Reading, data: DataSection, encoder: Encoder, chats: Chats | N
         data.secrets,
         data.near_duplicates,
         data.licence_headers,
-        data.fim,
+        making.fim,
         sorted(data.allowed_secrets),
     ]
     if any(item.file.language == CONVERSATION for item in reading.files):
-        options += ["" if chats is None else chats.fingerprint, cut, CONVERSATIONS_REVISION]
-    digest.update(json.dumps([FORMAT, encoder.fingerprint, reading.held_out, options, revisions]).encode())
+        options += ["" if making.chats is None else making.chats.fingerprint, making.cut, CONVERSATIONS_REVISION]
+    digest.update(json.dumps([FORMAT, making.encoder.fingerprint, reading.held_out, options, revisions]).encode())
     for item in reading.files:
         name = path_line(item.file)
         told = [name, item.file.size, item.digest.hex(), item.document]
@@ -389,6 +393,7 @@ def _summary(
     store: TokenStore,
     reading: Reading,
     collection: Collection,
+    fim: float,
     sources: tuple[SourceFigures, ...],
     reused: bool,
     notes: tuple[str, ...],
@@ -416,6 +421,8 @@ def _summary(
         train_tokens=boundary,
         held_out_tokens=len(store.tokens) - boundary,
         loss_tokens=store.loss_tokens(),
+        fim=fim,
+        fim_files=sum(may_be_rearranged(item.file) for item in reading.files[: len(reading.files) - reading.held_out]),
         sources=sources,
         store=store.path,
         reused=reused,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.data.chats import Chats, encode_continued
+from engine.data.conversations import LANGUAGE as CONVERSATION
 from engine.data.conversations import Conversation
 from engine.data.documents import path_line
 from engine.data.fim import cut_points
@@ -21,6 +22,7 @@ from engine.tokenization.encoder import Encoder
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from engine.data.collect import SourceFile
     from engine.tokenization.chat_encoder import EncodedConversation
 
 
@@ -91,8 +93,13 @@ def _both(chosen: Encoded, rejected: EncodedConversation) -> Encoded:
     )
 
 
+def may_be_rearranged(file: SourceFile) -> bool:
+    """Tells whether fill-in-the-middle may rearrange a source by its kind: files, and rows that name one of code."""
+    prose = isinstance(file, Row) and file.language == TEXT
+    return not prose and file.language not in (CONVERSATION, DIFF, NOTEBOOK)
+
+
 def _middle(item: ReadFile, text: str, rate: float) -> tuple[int, int] | None:
-    prose = isinstance(item.file, Row) and item.file.language == TEXT
-    if not rate or prose or item.file.language in (DIFF, NOTEBOOK):
+    if not rate or not may_be_rearranged(item.file):
         return None
     return cut_points(text, path_line(item.file), item.digest, rate)

@@ -9,12 +9,48 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import TYPE_CHECKING
+
+from engine import errors
+from engine.plan.quantities import counted
+
+if TYPE_CHECKING:
+    from engine.config import DataSection
+    from engine.tokenization.fim_tokens import FimTokens
 
 REVISION = 2
 "Raised when files would be cut otherwise; part of every store's key."
 LONGEST = 12_000
 "Characters. A window's border seldom falls into a file of this length, and then cuts it like any other."
 _SHORTEST = 100
+DEFAULT_SHARE = 0.5
+"""Share of the files where none is set. benchmarks/fim_shares.py measured it; half of the files keep their own order,
+which windows of a repository need to show imports before their uses."""
+
+
+def share_of(data: DataSection, tokens: FimTokens | None) -> float:
+    """Returns `data.fim`, or the default where it is unset: DEFAULT_SHARE with tokens for it, else 0.
+
+    Args:
+        data: Of the run.
+        tokens: Those of the model's tokenizer; None if it has none.
+
+    Raises:
+        EliteError: FIM_UNAVAILABLE for a share that is set, without tokens.
+    """
+    if data.fim is None:
+        return DEFAULT_SHARE if tokens is not None else 0.0
+    if data.fim and tokens is None:
+        raise errors.FIM_UNAVAILABLE(rate=data.fim)
+    return data.fim
+
+
+def share_in_words(share: float, files: int) -> str | None:
+    """Says which share of how many files is rearranged; None where nothing is."""
+    if not (share and files):
+        return None
+    which = f"{share:.0%} of {counted(files, 'training file')}"
+    return f"fill-in-the-middle in {which}, as far as they have {_SHORTEST} to {LONGEST:,} characters"
 
 
 def cut_points(text: str, name: str, digest: bytes, rate: float) -> tuple[int, int] | None:

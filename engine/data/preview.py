@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,9 @@ def preview(
     dataset = build_dataset(
         data, tokenizer=tokenizer, context=tiers()[0].context, cache=cache or user_cache(), progress=progress
     )
-    return describe(dataset, notes=(note,) if note else ())
+    report = describe(dataset, notes=(note,) if note else ())
+    # Another tokenizer does not tell whether the model's has tokens for fill-in-the-middle.
+    return dataclasses.replace(report, fim=None) if note and data.fim is None else report
 
 
 def user_cache() -> Path:

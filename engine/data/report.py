@@ -158,6 +158,16 @@ class SourceRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FimRow:
+    """How much is rearranged for fill-in-the-middle."""
+
+    share: float
+    "Of the training files of 100 to 12,000 characters: data.fim, or its default."
+    files: int
+    "Training files that it chooses from, of any length: no conversations, commits, notebooks, nor rows of prose."
+
+
+@dataclass(frozen=True, kw_only=True)
 class ConversationTier:
     """What one tier does to the conversations."""
 
@@ -203,6 +213,8 @@ class DataReport:
     train_tokens: int
     loss_tokens: int = 0
     "Tokens that are predicted: all but the first of each document, and of conversations the answers."
+    fim: FimRow | None = None
+    "None: unknown, since the model's tokenizer is not on disk."
     sources: tuple[SourceRow, ...] = ()
     conversations: ConversationsRow | None = None
     "None: there are none."
@@ -262,6 +274,7 @@ def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
         tokens=summary.tokens,
         train_tokens=summary.train_tokens,
         loss_tokens=summary.loss_tokens,
+        fim=FimRow(share=summary.fim, files=summary.fim_files),
         sources=tuple(
             SourceRow(**{**dataclasses.asdict(source), "name": printable(source.name)}) for source in summary.sources
         ),

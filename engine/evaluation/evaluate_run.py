@@ -49,8 +49,9 @@ def evaluate_run(
     found = models_of(run, config)
     tokenizer = load_tokenizer(found.spec)
     encoder, context = Encoder(tokenizer), found.context
-    wanted: list[tuple[Path | None, DataSection]] = [(path, _data_of(config.data, path)) for path in repositories]
-    wanted = wanted or [(None, config.data)]
+    own = run.data_of(config)
+    wanted: list[tuple[Path | None, DataSection]] = [(path, _data_of(own, path)) for path in repositories]
+    wanted = wanted or [(None, own)]
     cache = run.path.parent.parent / "cache"
     pairs = config.training.objective == "dpo"
     datasets = [

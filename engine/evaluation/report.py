@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine import __version__
 from engine.config import model_name
+from engine.data.fim import share_in_words
 from engine.errors import one_line
 from engine.evaluation import report_sections
 from engine.evaluation.charts import charts_of
@@ -169,6 +170,8 @@ def _data_rows(data: DatasetSummary) -> list[tuple[str, str]]:
     languages = [f"{name} ({count:,})" for name, (count, _) in data.collection.by_language().items()]
     if languages:
         rows.append(("languages (files)", ", ".join(languages[:8])))
+    if (rearranged := share_in_words(data.fim, data.fim_files)) is not None:
+        rows.append(("rearranged", rearranged))
     if data.skipped:
         rows.append(("left out (files)", ", ".join(f"{reason} ({n:,})" for reason, n in data.skipped.items())))
     return rows

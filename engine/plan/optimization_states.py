@@ -12,6 +12,7 @@ from typing import Literal
 from engine.config import RunConfig
 from engine.errors import StreamPlanError
 from engine.hardware.machine import Machine
+from engine.models.fim_support import can_fill_in
 from engine.models.spec import ModelSpec
 from engine.plan.choice import Choice, request_of_run
 from engine.plan.memory import streamed_ledger
@@ -99,6 +100,11 @@ def _needs_adapter(run_context: RunContext) -> str | None:
     return "training.method=full trains every weight: there is no adapter" if full else None
 
 
+def _needs_fim_tokens(run_context: RunContext) -> str | None:
+    lacks = can_fill_in(run_context.spec) is False
+    return f"the tokenizer of {run_context.spec.name} has no tokens for it" if lacks else None
+
+
 def _needs_whole_windows(run_context: RunContext) -> str | None:
     return None if run_context.stream is None else "the streamed step computes a tile at a time again, by itself"
 
@@ -113,6 +119,7 @@ NEEDS: Mapping[str, Callable[[RunContext], str | None]] = {
     "compiler": _needs_compiler,
     "separate_heads": _needs_separate_heads,
     "whole_windows": _needs_whole_windows,
+    "fim_tokens": _needs_fim_tokens,
 }
 """Maps each need to a check that returns the reason why a run lacks it, with the remedy, or None."""
 
@@ -182,6 +189,16 @@ def _grouped(run_context: RunContext) -> tuple[bool, str]:
     return wanted is not None, f"pooled to {wanted} heads" if wanted else "switched off"
 
 
+def _filled_in(run_context: RunContext) -> tuple[bool, str]:
+    share = run_context.config.data.fim
+    if share is not None:
+        return bool(share), "switched on" if share else "switched off"
+    known = can_fill_in(run_context.spec)
+    if known is None:
+        return True, "where the model's tokenizer has tokens for it"
+    return known, f"the tokenizer of {run_context.spec.name} has {'' if known else 'no '}tokens for it"
+
+
 _DECIDED: Mapping[str, Callable[[RunContext], tuple[bool, str]]] = {
     "streamed_backprop": _streamed,
     "paged_kv": _by_stream(
@@ -207,6 +224,7 @@ _DECIDED: Mapping[str, Callable[[RunContext], tuple[bool, str]]] = {
     "gradient_checkpointing": _recomputing,
     "rope_scaling": _stretched,
     "gqa": _grouped,
+    "fim": _filled_in,
     "lr_range_test": lambda _: (False, "`engine lr-range` runs it"),
 }
 

@@ -16,6 +16,7 @@ from msgspec import structs
 from engine import errors
 from engine.data.chats import read_template
 from engine.data.dataset import Dataset, build_dataset
+from engine.data.fim import share_in_words
 from engine.data.window_source import Update, WindowSource, tokens_per_update
 from engine.evaluation.baselines import Baselines, digest_windows
 from engine.evaluation.curve import past_ratios, read_curve
@@ -92,7 +93,7 @@ def _train(session: TrainingSession) -> None:
         dataset = space.until_written(lambda: _read_data(session, setup, tokenizer))
     windows, updates = updates_of(setup, dataset.train)
     progress = _open_progress(session, setup, dataset, len(updates))
-    promise = space.until_written(lambda: keep_promise(session, setup, updates))
+    promise = space.until_written(lambda: keep_promise(session, setup, updates, dataset.summary.fim))
 
     _enter(session, "model", f"{setup.spec.name} in {setup.placement.precision} on {device_name(device)}")
 
@@ -227,7 +228,7 @@ def _train(session: TrainingSession) -> None:
 
 def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedTokenizerFast) -> Dataset:
     """Builds the training and held-out windows, from the cache if nothing has changed."""
-    data = session.config.data
+    data = session.run.data_of(session.config)
     dataset = build_dataset(
         data,
         tokenizer=tokenizer,
@@ -248,7 +249,8 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
         f"{summary.held_out_files:,} with {summary.held_out_tokens:,} held out"
         + (" (tokenised before, unchanged)" if summary.reused else "")
     )
-    for line in (*summary.notes, text):
+    rearranged = share_in_words(summary.fim, summary.fim_files)
+    for line in (*summary.notes, text, *([] if rearranged is None else [rearranged])):
         session.emit(LogLine(level="info", text=line))
     return dataset
 

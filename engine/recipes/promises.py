@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from engine.runs.context import TrainingSession
 
 
-def keep_promise(session: TrainingSession, setup: Setup, updates: Sequence[Update]) -> Promise:
-    """Adds the promise to plan.json, once the data tell how many updates there are; returns it."""
+def keep_promise(session: TrainingSession, setup: Setup, updates: Sequence[Update], fim: float) -> Promise:
+    """Adds to plan.json what the data tell, the promise and the share of fill-in-the-middle; returns the promise."""
     promise = Promise.of(setup.choice, [update.stage for update in updates])
     if session.group.leads:
         path = session.run.plan_path
         plan = {
             **json.loads(regular_file.read_text(path)),
+            "fim": fim,
             "steps": len(updates),
             "promise": dataclasses.asdict(promise),
         }

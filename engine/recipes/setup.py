@@ -218,6 +218,8 @@ def _plan(session: TrainingSession, machine: Machine, spec: ModelSpec, space: Di
         choice = _in_layouts_of(session, choice)
     schedule = None if choice.schedule is None else choice.schedule.as_json()
     plan = {"note": choice.note, **choice.plan.as_json(), "learning_rate": choice.learning_rate, "schedule": schedule}
+    if session.resuming and (share := session.run.planned_fim()) is not None:
+        plan["fim"] = share
     text = json.dumps(plan, indent=1)
     proof = read_proof(FAMILIES[spec.family].proof) if FAMILIES[spec.family].proof else None
 

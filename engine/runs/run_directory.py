@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from msgspec.structs import replace
+
 from engine import config as run_config
 from engine import durable, errors, regular_file
 from engine.quantities import format_bytes
@@ -29,7 +31,7 @@ from engine.whole_file import replace_text
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.config import RunConfig
+    from engine.config import DataSection, RunConfig
 
 MINIMUM_FREE = 64 * 1024**2
 """Bytes that must be free for any run: journal, log, and the adapter and checkpoints of a small model."""
@@ -196,6 +198,22 @@ class RunDirectory:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return rate if 0 < rate <= 1 else None
+
+    def planned_fim(self) -> float | None:
+        """Returns the share of fill-in-the-middle that the run reads its files with; None where no plan says it."""
+        try:
+            share = float(regular_file.read_object(self.plan_path)["fim"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return share if 0 <= share <= 1 else None
+
+    def data_of(self, config: RunConfig) -> DataSection:
+        """Returns the data section of the run's configuration, with the share of fill-in-the-middle that it began with.
+
+        A later version may have another default, and another share would be other tokens.
+        """
+        data = config.data
+        return replace(data, fim=self.planned_fim()) if data.fim is None else data
 
     def load_config(self) -> RunConfig:
         """Loads the run's configuration.

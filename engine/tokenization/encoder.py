@@ -5,45 +5,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from engine.assets import asset
+from engine.tokenization.fim_tokens import find_tokens
 from engine.tokenization.pieces import cut
 from engine.tokenization.plain_text import Part, PlainText
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-_KINDS = (
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),  # Qwen2.5-Coder, CodeGemma
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # StarCoder2, Granite
-    ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # CodeLlama
-    ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek-Coder
-)
-
-
-@dataclass(frozen=True)
-class FimTokens:
-    """Ids of the tokens before the prefix, the suffix and the middle."""
-
-    prefix: int
-    suffix: int
-    middle: int
-
-
-def find_tokens(token_to_id: Callable[[str], int | None]) -> FimTokens | None:
-    """Finds the fill-in-the-middle tokens of a tokenizer; None if it has none."""
-    for names in _KINDS:
-        ids = [found for name in names if (found := token_to_id(name)) is not None]
-        if len(ids) == len(names):
-            return FimTokens(*ids)
-    return None
-
 
 REVISION = 1
 "Increased when the same tokenizer gives other ids; part of every store's key."

@@ -37,6 +37,9 @@ def test_figures_as_json(write: Write, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(arguments) == 0
     second = json.loads(capsys.readouterr().out)
     assert (first["reused"], second["reused"]) == (False, True)
+    assert second["fim"] == {"share": 0.5, "files": 8 - second["held_out"]["files"]}
+    assert main([*arguments, "--set", "data.fim=0"]) == 0
+    assert json.loads(capsys.readouterr().out)["fim"]["share"] == 0
 
 
 def test_tables_for_people(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,6 +50,7 @@ def test_tables_for_people(write: Write, tmp_path: Path, capsys: pytest.CaptureF
     assert "[/out]" in shown
     assert "\x1b" not in shown
     assert "1,048,576" in shown
+    assert "fill-in-the-middle in 50% of " in shown
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,26 @@
 from __future__ import annotations
 
+import hashlib
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.repositories import Write, module
+from support.tokenizer_kinds import KINDS
 from tokenizers import AddedToken, Tokenizer
 
 from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
-from engine.data.fim import cut_points
+from engine.data.fim import cut_points, share_in_words
+from engine.data.report import FimRow, describe
+from engine.data.sources import estimate_data_tokens
 from engine.errors import EliteError
-from engine.tokenization.encoder import Encoder, demo_encoder, find_tokens
+from engine.evaluation.held_out import training_texts
+from engine.tokenization.encoder import Encoder, demo_encoder
+from engine.tokenization.fim_tokens import find_tokens, has_tokens
 
 ENCODER = demo_encoder()
 
@@ -44,6 +51,7 @@ def test_the_middle_moves_and_nothing_is_lost(text: str, data: st.DataObject) ->
         f"<|file_sep|>a.py\n<|fim_prefix|>{text[:begin]}<|fim_suffix|>{text[end:]}"
         f"<|fim_middle|>{text[begin:end]}<|endoftext|>"
     )
+    assert ENCODER.text_of(ids.tolist()) == text
 
 
 @given(st.text(max_size=400), st.text(max_size=20), st.binary(max_size=8), st.floats(0, 1))
@@ -89,7 +97,7 @@ def test_training_files_are_rearranged_and_held_out_ones_are_not(
     files = {f"m{i}.py": module(f"m{i}", 60) for i in range(40)}
     root = write(files)
     dataset = build(root, tmp_path, demo_tokenizer, fim=0.5, documents="file")
-    plain = build(root, tmp_path, demo_tokenizer, documents="file")
+    plain = build(root, tmp_path, demo_tokenizer, fim=0.0, documents="file")
     assert plain.summary.store != dataset.summary.store
     held_out = [ENCODER.decode(window.ids.tolist()) for window in dataset.held_out]
     assert held_out == [ENCODER.decode(window.ids.tolist()) for window in plain.held_out]
@@ -107,9 +115,138 @@ def test_training_files_are_rearranged_and_held_out_ones_are_not(
     assert 8 < rearranged < 32
 
 
-def test_a_model_without_the_tokens_is_refused(write: Write, tmp_path: Path, demo_tokenizer: Tokenizer) -> None:
-    without = Tokenizer.from_str(demo_tokenizer.to_str().replace("<|fim_", "<|other_"))
+def lacking(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer without tokens for fill-in-the-middle."""
+    without = Tokenizer.from_str(tokenizer.to_str().replace("<|fim_", "<|other_"))
     assert Encoder(without).fim is None
+    return without
+
+
+def middles(dataset: Dataset, tokenizer: Tokenizer) -> int:
+    return int((dataset.store.tokens == tokenizer.token_to_id("<|fim_middle|>")).sum())
+
+
+def test_half_of_the_files_where_nothing_is_set(write: Write, tmp_path: Path, demo_tokenizer: Tokenizer) -> None:
+    root = write({f"m{i}.py": module(f"m{i}", 60) for i in range(60)})
+    unset = build(root, tmp_path, demo_tokenizer)
+    train = len(unset.summary.files) - unset.summary.held_out_files
+    assert (unset.summary.fim, unset.summary.fim_files) == (0.5, train)
+    assert train / 4 < middles(unset, demo_tokenizer) < 3 * train / 4
+    # The store of the share that was chosen, whoever chose it.
+    named = build(root, tmp_path, demo_tokenizer, fim=0.5)
+    assert named.summary.reused
+    assert named.summary.store == unset.summary.store
+    plain = build(root, tmp_path, demo_tokenizer, fim=0.0)
+    assert (plain.summary.fim, middles(plain, demo_tokenizer)) == (0.0, 0)
+    assert plain.summary.store != unset.summary.store
+
+
+def test_none_of_the_files_without_the_tokens(write: Write, tmp_path: Path, demo_tokenizer: Tokenizer) -> None:
+    root, without = write({f"m{i}.py": module(f"m{i}", 60) for i in range(20)}), lacking(demo_tokenizer)
+    named = build(root, tmp_path, without, fim=0.0)
+    unset = build(root, tmp_path, without)
+    assert unset.summary.fim == 0.0
+    assert unset.summary.reused
+    assert unset.summary.store == named.summary.store
+    assert unset.summary.notes == ()
+    texts = [ENCODER.text_of(unset.store.tokens[a:b].tolist()) for a, b in pairwise(unset.store.offsets())]
+    assert texts == [(root / file.path).read_text() for file in unset.store.files]
+
+
+def test_the_key_of_a_store_is_that_of_earlier_versions(
+    write: Write, tmp_path: Path, demo_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the share as a number, as when 0.0 was the default: `null` would be another store."""
+    digested: list[bytes] = []
+    made = hashlib.sha256
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.inner = made()
+
+        def update(self, data: bytes) -> None:
+            digested.append(data)
+            self.inner.update(data)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.inner, name)
+
+    monkeypatch.setattr("engine.data.dataset.hashlib.sha256", lambda *data: made(*data) if data else Recorder())
+    root = write({f"m{i}.py": module(f"m{i}") for i in range(6)})
+    for tokenizer, share in ((demo_tokenizer, 0.5), (lacking(demo_tokenizer), 0.0)):
+        digested.clear()
+        build(root, tmp_path, tokenizer)
+        [options] = [json.loads(data)[3] for data in digested if data.startswith(b"[") and b'"mask"' in data]
+        assert options == [False, 1_000_000, "mask", "skip", "once", share, []]
+
+
+def test_conversations_are_never_rearranged(tmp_path: Path, demo_tokenizer: Tokenizer) -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {i} squared? {'Show the steps. ' * 20}"},
+                {"role": "assistant", "content": f"It is {i * i}. " * 20},
+            ]
+        }
+        for i in range(30)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    for share in (None, 0.0, 1.0):
+        data = DataSection(datasets=[str(path)], chat_template="plain", fim=share, near_duplicates="keep")
+        dataset = build_dataset(data, tokenizer=demo_tokenizer, context=512, cache=tmp_path / f"{share}")
+        assert dataset.store.learnt is not None
+        end = len(dataset.store.tokens)
+        found[share] = dataset.store.tokens.tolist(), dataset.store.learnt.of(0, end)
+        assert dataset.summary.fim_files == 0
+    assert found[None][0] == found[0.0][0] == found[1.0][0]
+    assert len(found[None][0]) > 1000
+
+
+def test_the_text_of_training_files_is_in_its_own_order(
+    write: Write, tmp_path: Path, demo_tokenizer: Tokenizer
+) -> None:
+    """What is shown to the base model in a prompt, say."""
+    root = write({f"m{i}.py": module(f"m{i}", 60) for i in range(20)})
+    dataset = build(root, tmp_path, demo_tokenizer, fim=1.0)
+    assert middles(dataset, demo_tokenizer) > 10
+    texts = {one.path: one.text for one in training_texts(dataset, ENCODER)}
+    assert texts == {path: (root / path).read_text() for path in texts}
+
+
+def test_it_is_said_what_was_chosen(write: Write, tmp_path: Path, demo_tokenizer: Tokenizer) -> None:
+    root = write({f"m{i}.py": module(f"m{i}", 60) for i in range(20)})
+    dataset = build(root, tmp_path, demo_tokenizer)
+    train = len(dataset.summary.files) - dataset.summary.held_out_files
+    assert describe(dataset).fim == FimRow(share=0.5, files=train)
+    assert describe(build(root, tmp_path, lacking(demo_tokenizer))).fim == FimRow(share=0.0, files=train)
+    words = f"fill-in-the-middle in 50% of {train} training files, as far as they have 100 to 12,000 characters"
+    assert share_in_words(0.5, train) == words
+    assert share_in_words(0.0, train) is share_in_words(0.5, 0) is None
+
+
+def test_the_planners_tokens_are_alike_whatever_the_share(write: Write) -> None:
+    root = str(write({f"m{i}.py": module(f"m{i}", 60) for i in range(20)}))
+    estimates = {estimate_data_tokens(DataSection(repositories=[root], fim=share)) for share in (None, 0.0, 0.5, 1.0)}
+    assert len(estimates) == 1
+
+
+def test_a_tokenizer_file_tells_whether_it_has_the_tokens(tmp_path: Path, demo_tokenizer: Tokenizer) -> None:
+    """As the loaded tokenizer does, of every kind."""
+    for name, tokenizer in [("demo", demo_tokenizer), *((kind, make()) for kind, make in KINDS.items())]:
+        file = tmp_path / f"{name}.json"
+        text = tokenizer.to_str()
+        for stored in (text, text.replace("fim_middle", "other").replace("<MID>", "<OTHER>")):
+            file.write_text(stored)
+            assert has_tokens(file) is (find_tokens(Tokenizer.from_file(str(file)).token_to_id) is not None)
+    file.write_text("[]")
+    assert has_tokens(file) is None
+    assert has_tokens(tmp_path / "none.json") is None
+
+
+def test_a_model_without_the_tokens_is_refused(write: Write, tmp_path: Path, demo_tokenizer: Tokenizer) -> None:
+    without = lacking(demo_tokenizer)
     root = write({f"m{i}.py": module(f"m{i}") for i in range(6)})
     with pytest.raises(EliteError) as caught:
         build(root, tmp_path, without, fim=0.5)

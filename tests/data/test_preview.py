@@ -65,6 +65,9 @@ def test_a_model_that_is_not_on_disk_is_counted_with_the_demos_tokenizer(
     other = preview(data, model=find_model("qwen2.5-coder-0.5b"), cache=tmp_path / "cache")
     assert other.tokens == demo.tokens
     assert "not on disk" in other.notes[0]
+    assert demo.fim is not None
+    assert demo.fim.share == 0.5
+    assert other.fim is None  # what has no tokens does not rearrange
 
 
 def test_a_preview_that_is_abandoned_is_gone_on_with(write: Write, tmp_path: Path) -> None:

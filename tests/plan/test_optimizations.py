@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 
@@ -149,6 +150,33 @@ def test_every_row_has_a_state_with_its_reason(card, model):
         assert found["activation_4bit"].host_bytes < 0
         assert found["tiled_mlp"].state == "unavailable"
     assert states(config, machine, spec, None)
+
+
+def test_filling_in_is_on_where_the_tokenizer_has_tokens_for_it(tmp_path):
+    own = asset("demo-model", "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(own.replace("<|fim_", "<|other_"))
+    demo = find_model("demo")
+    lacking = dataclasses.replace(demo, name="local", path=tmp_path)
+    elsewhere = find_model("qwen2.5-coder-1.5b")
+    expected = {
+        (demo, None): "on",
+        (demo, 0.0): "off",
+        (demo, 0.2): "on",
+        (lacking, None): "unavailable",
+        (lacking, 0.0): "unavailable",
+        (elsewhere, None): "on",
+        (elsewhere, 0.0): "off",
+    }
+    for (spec, share), state in expected.items():
+        config = from_mapping({"data": {"fim": share}})
+        [found] = [one for one in states(config, target_machine("rtx-4090"), spec, None) if one.id == "fim"]
+        assert found.state == state, (spec.name, share)
+    (tmp_path / "tokenizer.json").write_text(own)
+    [found] = [one for one in states(RunConfig(), target_machine("rtx-4090"), lacking, None) if one.id == "fim"]
+    assert (found.state, found.reason) == ("on", "the tokenizer of local has tokens for it")
+    # Switched off and on by hand, whatever the tokenizer.
+    assert toggle(RunConfig(), "fim", False).data.fim == 0.0
+    assert toggle(RunConfig(), "fim", True).data.fim == 0.5
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

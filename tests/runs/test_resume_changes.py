@@ -47,6 +47,23 @@ def test_windows_that_are_alike_may_be_passed_over_more_often(tmp_path):
     assert resumed(tmp_path, None, "--epochs", "5").training.epochs == 5
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, None])
+def test_a_file_without_a_share_of_fill_in_the_middle_keeps_that_of_the_run(tmp_path, share):
+    run = RunDirectory.create(
+        run_config.from_mapping({"output": {"directory": str(tmp_path)}, "data": {"fim": share}, "lora": {"rank": 4}})
+    )
+    file = tmp_path / "again.yaml"
+    file.write_text("lora: {rank: 4}\n")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, "train")
+    args = parser.parse_args(["--config", str(file), "--output", str(tmp_path), "--max-steps", "3"])
+    assert resumed_config(run, args).data.fim == share
+    with pytest.raises(EliteError) as caught:
+        resumed_config(run, parser.parse_args(["--output", str(tmp_path), "--set", "data.fim=0.75"]))
+    assert caught.value.code == "resume-changes-config"
+    assert "data.fim" in str(caught.value)
+
+
 def test_a_file_without_a_name_keeps_that_of_the_run(tmp_path):
     name = {"output": {"directory": str(tmp_path), "model_name": "shop"}}
     run = RunDirectory.create(run_config.from_mapping(name))
