@@ -161,6 +161,41 @@ def packages_table() -> str:
     )
 
 
+def fim_table() -> str:
+    """What a share of fill-in-the-middle changes in the loss of held-out functions' bodies."""
+    found = json.loads((ROOT / "benchmarks/results/fim-shares-h200.json").read_text())
+    bodies = {(row["share"], row["bodies"]): row for row in found["bodies"]}
+    lines = [
+        "| share | perplexity | bodies completed, nats a token | bodies filled in, nats a token |",
+        "|---|---|---|---|",
+    ]
+    for share in dict.fromkeys(share for share, _ in bodies):
+        perplexities = [row["perplexity"]["tuned"] for row in found["rows"] if row["share"] == share]
+        ways = (bodies[share, way] for way in ("completed", "filled in"))
+        cells = " | ".join(f"{row['tuned']:.3f}{_difference(row)}" for row in ways)
+        lines.append(f"| {share:g} | {sum(perplexities) / len(perplexities):.3f} | {cells} |")
+    completed, filled = (bodies[0.0, way]["base"] for way in ("completed", "filled in"))
+    base = found["rows"][0]["perplexity"]["base"]
+    lines.insert(2, f"| base model | {base:.3f} | {completed:.3f} | {filled:.3f} |")
+    seeds, settings, versions = {row["seed"] for row in found["rows"]}, found["settings"], found["machine"]["versions"]
+    lines += [
+        "",
+        f"{found['package']}, {settings['steps']} updates of 2 windows of {settings['context']:,} tokens, "
+        f"{len(seeds)} seeds, {settings['bodies']} bodies; 95% intervals of the difference to share 0. "
+        f"{found['machine']['card']}, torch {versions['torch']}, transformers {versions['transformers']}:",
+        "",
+        f"    {found['command']}",
+    ]
+    return "\n".join(lines)
+
+
+def _difference(row: dict) -> str:
+    if row["difference_interval"] is None:
+        return ""
+    low, high = row["difference_interval"].values()
+    return f" ({-row['less_than_at_0']:+.3f}, {low:+.3f} to {high:+.3f})"
+
+
 def evidence_table(name: str = "evidence-h200") -> str:
     """What windows, rates, ranks and epochs come to at equal GPU time."""
     found = _evidence(name)
@@ -276,6 +311,7 @@ TABLES = (
     (ROOT / "docs" / "experiments.md", "long context table", partial(long_context_table, "long-context")),
     (ROOT / "docs" / "experiments.md", "own package table", partial(long_context_table, "long-context-own")),
     (ROOT / "docs" / "embedded-model.md", "packages table", packages_table),
+    (ROOT / "docs" / "embedded-model.md", "fill-in-the-middle table", fim_table),
     (ROOT / "docs" / "reliability.md", "chaos table", chaos_table),
     (ROOT / "docs" / "reliability.md", "odd table", partial(chaos_table, "chaos-odd")),
     (ROOT / "docs" / "reliability.md", "memory table", memory_table),

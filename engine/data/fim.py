@@ -12,7 +12,7 @@ import random
 from typing import TYPE_CHECKING
 
 from engine import errors
-from engine.plan.quantities import counted
+from engine.quantities import counted
 
 if TYPE_CHECKING:
     from engine.config import DataSection
