@@ -29,7 +29,7 @@ _LENGTH = 64
 """What is not longer than this shows within a proof."""
 _WINDOW, _SOON = 20, 24
 _HEADS = 4
-_MOST_LAYERS = 64
+_FEW_LAYERS, _MOST_LAYERS = 12, 64
 _FURTHER = 6
 """Layers that are tried beyond those in which every kind occurs."""
 
@@ -73,7 +73,9 @@ def _choices(kinds: list[tuple[Any, ...]], sharing: int) -> Iterator[Sequence[in
     """
     layers = next(count for count in range(1, len(kinds) + 1) if len(set(kinds[:count])) == len(set(kinds)))
     layers = min(max(layers + 1, 3), len(kinds))
-    if sharing:  # one of each kind, and two that share the same: the first layers in which all occur may be very many
+    # One of each kind, and two that share the same, where the first layers in which all occur are many: more layers
+    # enlarge a rounding until a token takes another expert. Gemma 4 before transformers 5.23 has kinds of last layers.
+    if sharing or layers > _FEW_LAYERS:
         own = len(kinds) - sharing
         yield [at for at, kind in enumerate(kinds) if kinds[:at].count(kind) < (1 if at < own else 2)]
     if layers > _MOST_LAYERS:

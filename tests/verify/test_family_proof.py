@@ -249,6 +249,27 @@ def test_a_small_copy_keeps_kinds_scales_and_switches():
     assert small.vocab_size < 100
 
 
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma4_unified_text"])
+def test_a_small_copy_of_many_layers_has_one_of_each_kind(family, monkeypatch):
+    """Before 5.23 the last layers of a type were marked as those whose keys later layers read, where none does."""
+    sizes = {"num_hidden_layers": 36, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    config = AutoConfig.for_model(family, **sizes)
+    with torch.device("meta"):
+        attention = type(AutoModelForCausalLM.from_config(config).model.layers[0].self_attn)
+    own = attention.__init__
+
+    def marked(self, config, layer_idx):
+        own(self, config, layer_idx)
+        self.store_full_length_kv = config.layer_types[layer_idx] not in config.layer_types[layer_idx + 1 :]
+
+    monkeypatch.setattr(attention, "__init__", marked)
+    small = small_config(config)
+    assert small.layer_types == ["sliding_attention", "full_attention"] * 2
+    with torch.device("meta"):
+        layers = AutoModelForCausalLM.from_config(small).model.layers
+    assert [layer.self_attn.store_full_length_kv for layer in layers] == [False, False, True, True]
+
+
 # --- through the commands -------------------------------------------------------------------------------------
 
 
