@@ -19,7 +19,7 @@ from engine.plan.memory import streamed_ledger
 from engine.plan.optimizations import Optimization, OptimizationState, find_optimization, is_switched_on, optimizations
 from engine.plan.request import workload_of
 from engine.plan.speeds import speeds_of
-from engine.plan.stream_plan import StreamPlan, base_weights
+from engine.plan.stream_plan import Home, StreamPlan, base_weights
 from engine.plan.time import streamed_time, total_seconds
 from engine.plan.workload import Workload
 
@@ -237,13 +237,14 @@ def _plan_pair(row: str, plan: StreamPlan) -> tuple[StreamPlan, StreamPlan] | No
     replace = dataclasses.replace
     narrow = plan.activation_bits if plan.activation_bits < 16 else 4
     every = plan.checkpoint_every if plan.checkpoint_every > 1 else 2
-    away = plan.hidden_home if plan.hidden_home != "gpu" else "host"
+    homes = {"hidden_home": plan.hidden_home, "gradient_home": plan.gradient_home}  # both leave it, or neither
+    away: dict[str, Home] = {name: _off_gpu(home) for name, home in homes.items()}
     pairs: dict[str, Callable[[], tuple[StreamPlan, StreamPlan]]] = {
         "paged_kv": lambda: (replace(plan, kv_home="host"), replace(plan, kv_home="gpu")),
         "attention_stash": lambda: (replace(plan, stash=True), replace(plan, stash=False)),
         "selective_checkpointing": lambda: (replace(plan, checkpoint_every=every), replace(plan, checkpoint_every=1)),
         "activation_4bit": lambda: (replace(plan, activation_bits=narrow), replace(plan, activation_bits=16)),
-        "activation_offload": lambda: (replace(plan, hidden_home=away), replace(plan, hidden_home="gpu")),
+        "activation_offload": lambda: (replace(plan, **away), replace(plan, **dict.fromkeys(away, "gpu"))),
     }
     if row not in pairs:
         return None
@@ -251,6 +252,10 @@ def _plan_pair(row: str, plan: StreamPlan) -> tuple[StreamPlan, StreamPlan] | No
         return pairs[row]()
     except StreamPlanError:
         return None
+
+
+def _off_gpu(home: Home) -> Home:
+    return "host" if home == "gpu" else home
 
 
 def _state_bytes(row: Optimization, parameters: int) -> int | None:

@@ -179,6 +179,17 @@ def test_filling_in_is_on_where_the_tokenizer_has_tokens_for_it(tmp_path):
     assert toggle(RunConfig(), "fim", True).data.fim == 0.5
 
 
+def test_what_offload_spares_the_gpu_includes_the_gradient_of_the_hidden_states():
+    machine, spec = target_machine("rtx-2060-super"), find_model("qwen2.5-coder-1.5b")
+    homes = {"hidden_home": "disk", "gradient_home": "host", "checkpoint_every": 8}
+    config = from_mapping({"stream": homes})
+    choice = choose_plan(config, machine, spec, 400_000)
+    (found,) = (state for state in states(config, machine, spec, choice) if state.id == "activation_offload")
+    one_layer = choice.plan.context * spec.hidden_size * 2
+    inputs = -(-spec.layers // 8) + 7
+    assert found.gpu_bytes <= -(inputs + 1) * one_layer
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_a_row_has_a_proof(row):
     module, _, function = row.proof.partition(":")
