@@ -132,7 +132,7 @@ def _between(plan: StreamPlan, policy: FallbackPolicy) -> Iterator[StreamPlan]:
         yield replace(plan, stash_home="disk")  # written and read once each, hidden states several times
     if plan.hidden_home in in_ram:
         yield replace(plan, hidden_home="disk")  # their gradient stays, which is as large as those of one layer
-    elif plan.gradient_home in in_ram:
+    if plan.gradient_home in in_ram:
         yield replace(plan, gradient_home="disk")
     yield from _less_kept(plan, policy.layers)
 

@@ -166,6 +166,30 @@ def test_outputs_that_must_be_saved_leave_a_full_disk():
     assert policy.smaller(StepLayout(stream=plan), "disk").stream == replace(plan, stash_home="host")
 
 
+@pytest.mark.parametrize("on_gpu", [True, False])
+@pytest.mark.parametrize("place", ["GPU", "host", "disk"])
+@pytest.mark.parametrize("fixed", ["hidden_home", "gradient_home"])
+def test_a_fixed_home_holds_nothing_else_in_a_full_place(fixed, place, on_gpu):
+    """Without a GPU, its home is host memory."""
+    full = {"GPU": ("gpu",) if on_gpu else ("gpu", "host"), "host": ("host",) if on_gpu else ("gpu", "host")}
+    free = "gradient_home" if fixed == "hidden_home" else "hidden_home"
+    for hidden, gradient in product(("gpu", "host", "disk"), repeat=2):
+        plan = StreamPlan(tile=1024, key_block=4096, stash=False, hidden_home=hidden, gradient_home=gradient)
+        policy = FallbackPolicy(
+            context=8192,
+            layers=4,
+            quantised=False,
+            on_gpu=on_gpu,
+            streamable=True,
+            fixed={fixed: getattr(plan, fixed)},
+        )
+        layout = StepLayout(stream=plan)
+        while (smaller := policy.smaller(layout, place)) is not None:
+            layout = smaller
+        assert getattr(layout.stream, fixed) == getattr(plan, fixed)
+        assert getattr(layout.stream, free) not in full.get(place, ("disk",))
+
+
 @pytest.mark.parametrize(
     ("error", "hidden", "stash", "largest", "remedy"),
     [
