@@ -98,6 +98,7 @@ class FallbackStep:
 
     def _until_it_fits(self, attempt: Callable[[ClosableStep], T], *, trains: bool) -> T:
         generators = capture_random()
+        failed: set[tuple[str, Place]] = set()
         while True:
             error: Exception | None = None
             try:
@@ -109,8 +110,11 @@ class FallbackStep:
                 if place is None:
                     raise
                 layout = self._smaller(self.layout, place)
-                if layout is None:
+                # A full RAM moves data to the disk, a full disk back to RAM: twice the same is a circle.
+                attempted = repr(self.layout), place
+                if layout is None or attempted in failed:
                     raise _out_of_ways(caught, place) from caught
+                failed.add(attempted)
                 error = caught
             why = str(error.message if isinstance(error, EliteError) else f"out of {place} memory: {_first(error)}")
             # The frames that the error refers to hold the attempt's tensors.

@@ -14,11 +14,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.config import LoraSection
+from engine.data.windows import Window
 from engine.errors import EliteError, StreamPlanError
+from engine.models.adapter import attach_adapter
+from engine.models.fine_tuning import AdapterTuning
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.fallback_policy import FallbackPolicy
+from engine.steps.oom_fallback import FallbackStep
+from engine.steps.streamed_windows import StreamedWindows
 from engine.streaming.step import StreamedStep
+from engine.verify.small import Unbothered
 from tests.streaming.models import tiny_model
 from tests.streaming.reference import streamed, whole_sequence, worst_error
 from tests.support.side_streams import simulated
@@ -188,6 +195,38 @@ def test_a_fixed_home_holds_nothing_else_in_a_full_place(fixed, place, on_gpu):
             layout = smaller
         assert getattr(layout.stream, fixed) == getattr(plan, fixed)
         assert getattr(layout.stream, free) not in full.get(place, ("disk",))
+
+
+@pytest.mark.parametrize("start", [{"hidden_home": "host"}, {"hidden_home": "disk", "gradient_home": "host"}])
+def test_a_step_ends_where_neither_ram_nor_the_disk_has_room(start, tmp_path):
+    """Each sends the data to the other."""
+    model, tried = tiny_model("qwen2"), []
+    tuning = AdapterTuning(attach_adapter(model, LoraSection(rank=2), seed=1))
+
+    class Full(Unbothered):
+        def progress(self, *_, **__):
+            plan = fallback.layout.stream
+            tried.append(plan)
+            assert len(tried) < 50
+            if "host" in plan.homes:
+                raise MemoryError
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def build(layout):
+        return StreamedWindows(tuning, layout.stream, device=CPU, spill_directory=tmp_path)
+
+    plan = StreamPlan(tile=128, key_block=128, loss_piece=64, stash=False, **start)
+    policy = FallbackPolicy(context=77, layers=4, quantised=False, on_gpu=True, streamable=True, way="streamed")
+    fixed = replace(policy, fixed={"weights": "resident", "kv_home": "gpu", "stash": False})
+    fallback = FallbackStep(
+        tuning, StepLayout(stream=plan), build=build, smaller=fixed.smaller, notify=lambda what, why: None
+    )
+    with pytest.raises(EliteError) as caught:
+        fallback.run([Window(TOKENS.numpy())], 0.01, Full())
+    assert caught.value.code == "out-of-memory"
+    assert len(set(tried)) > 2
+    fallback.close()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
