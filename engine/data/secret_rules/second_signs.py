@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable
 
 _METHOD = re.compile(
-    r"(?:(?:aes|aria|argon|bcrypt|blake|blowfish|camellia|cbc|ccm|cfb|chacha|cmac|cram|crypt|ctr|curve|des|dhe|dh|digest"
+    r"(?!(?:[a-z]\d{1,4}){3})(?:(?:aes|aria|argon|bcrypt|blake|blowfish|camellia|cbc|ccm|cfb|chacha|cmac|cram|crypt|ctr|curve|des|dhe|dh|digest"
     r"|dir|dsa|ecb|ecdhe|ecdh|ecdsa|ecies|eddsa|ed|ec|es|gcm|gmac|gssapi|hkdf|hmac|hpke|hs|kem|kw|login|md|mgf|mldsa"
     r"|mlkem|ml|ntlm|oaep|ofb|padding|pbes|pbkdf|pkcs|plain|poly|ps|p|rc|rsa|rs|salsa|scram|scrypt|secp|sec|shake|sha"
     r"|siv|ssa|ssh|tls|t|v|with|wrap|xchacha|xts|x|a|k)\d{0,4}){1,4}[rk]?\d?",
     re.IGNORECASE,
 )
-"One or several names of methods of cryptography, with the numbers behind them: A128CBC, HS256, secp256k1."
+"Names of methods of cryptography, with the numbers behind them: A128CBC, HS256, secp256k1; not k7x9t2v4."
 _METHODS_APART = re.compile(r"[-+_/:@.]+")
 _LONGEST_METHOD = 48
 _SEALED = re.compile(
@@ -41,7 +41,7 @@ _LISTS = re.compile(
 )
 "Short items, ciphers to choose from, selectors, words of a query."
 _FORMAL = re.compile(
-    r"^#/[\w$]+/[\w/.~-]+$|^\d{0,3}\*\d{0,3}[A-Z]|^[rsnipc]=[A-Za-z\d+/]{8,60}={0,2}$|^[A-Z]{3,10}\\r\\n|\\\d{5,7}"
+    r"^#/[\w$]+/[\w/.~-]+$|^\d{0,3}\*\d{0,3}[A-Z][A-Za-z-]{1,40}$|^\*[\dA-F]{40}$|^[rsnipc]=[A-Za-z\d+/]{8,60}={0,2}$|^[A-Z]{3,10}\\r\\n|\\\d{5,7}"
     r"|\bfpr:|^[a-z]{2,12}(?:key|pub):[\da-f]{32,128}$|^GHSA(?:-[a-z\d]{4}){3}$|^CVE-\d{4}-\d{3,7}$|^RFC ?\d{3,5}\b"
     r"|^[a-z]{2,3}_(?:[A-Z]{2}|\d{3})$|^(?:b2c|B2C)_\d_\w{2,60}$"
 )
@@ -80,7 +80,7 @@ _TELLING = re.compile(
     re.IGNORECASE,
 )
 "Words that name a value by what it is, without a mark between."
-_CHOSEN = re.compile(r"[!@#$%^&*]")
+_CHOSEN = re.compile(r"[!@#$%^&*]|\d\d[?~]$")
 "Marks that people add to passwords, and names hardly have."
 _LEAST_UNEXPLAINED = 6
 "Characters of a secret beside its words and numbers."
