@@ -220,6 +220,7 @@ NO_SECRETS = [
     ("YAML", "htpasswd_users: 'loki:$apr1$H4yGiGNg$ssl5/NymaGFRUvxIV1Nyr.'"),
     ("Ruby", "expect(JWT::EC.to_curve('P-256')).to eq('prime256v1')"),
     ("HTTP", "Authorization: Basic dXNlcm5hbWU6"),
+    ("HTTP", "Authorization: Basic dXPDqXI6cMOgc3M="),
     ("HTTP", "Authorization: Basic dXNlcm5hbWU6cGFzc3dvcmQ="),
 ]
 
@@ -227,6 +228,10 @@ NO_SECRETS = [
 @pytest.mark.parametrize(("language", "text"), NO_SECRETS)
 def test_what_only_stands_where_a_secret_would_stays(language: str, text: str) -> None:
     assert masked(text, language) == text
+
+
+UUID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
+KEY_OF_256_BYTES = base64.b64encode(random.Random(6).randbytes(256)).decode()
 
 
 @pytest.mark.parametrize(
@@ -239,10 +244,76 @@ def test_what_only_stands_where_a_secret_would_stays(language: str, text: str) -
         ("Ruby", "eq 'otpauth://totp/alice%40acme.org?secret=JBSWY3DPEHPK3PXP'", "JBSWY3DPEHPK3PXP"),
         ("Text", 'Their passwords are "Walrus77$".', "Walrus77$"),
         ("HTTP", "Authorization: Basic Ym9iOmtUNyp2UncybVF4OQ==", "Ym9iOmtUNyp2UncybVF4OQ=="),
+        ("Python", 'password = "*Winter2024"', "*Winter2024"),
+        ("YAML", "password: 5*Kfz8Qn2", "5*Kfz8Qn2"),
+        ("Python", 'password = "k7x9t2v4"', "k7x9t2v4"),
+        ("Python", 'api_key = "Berlin2020?"', "Berlin2020?"),
+        ("Shell", "git clone https://_:3f2504e0-4f89-41d3-9a0c-0305e82c3301@git.acme.org/x", UUID),
+        ("Python", f'JWT_SECRET = "{KEY_OF_256_BYTES}"', KEY_OF_256_BYTES),
     ],
 )
 def test_secrets_beside_what_stays(language: str, text: str, secret: str) -> None:
     assert masked(text, language) == text.replace(secret, PLACEHOLDER)
+
+
+HEADERS = (
+    "Authorization: Basic {}",
+    '{{"headers": {{"Authorization": "Basic {}"}}}}',
+    "curl -H 'Authorization: Basic {}' https://h",
+    'proxy_set_header Authorization "Basic {}";',
+    '{{"auths": {{"registry.acme.org": {{"auth": "{}"}}}}}}',
+)
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize(
+    "login",
+    [
+        "user:correct-horse",
+        "alice:sunshine",
+        "bob:summer rain",
+        "deploy:blue-tiger",
+        "joe:Winter",
+        "kate:monkey1",
+        "svc:rot-wein",
+        "eve:xkcd",
+        "jürgen:müllerstraße",
+        "admin:letmeinplease",
+        "bob:Berlin1999",
+        "amy:Katze!",
+    ],
+)
+def test_logins_of_words_are_credentials(login: str, header: str) -> None:
+    encoded = base64.b64encode(login.encode()).decode()
+    assert masked(header.format(encoded), "JSON") == header.format(PLACEHOLDER)
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize(
+    "login",
+    [
+        "user:pass",
+        "username:password",
+        "foo:bar",
+        "test:test",
+        "aladdin:opensesame",
+        "Aladdin:open sesame",
+        "client-id:client-secret",
+        "anyone:any-password",
+        "myuser:mypassword",
+        "hello:world",
+        "john:doe",
+        "user:",
+        "app:app-secret",
+        "consumer-key:consumer-secret",
+        "user1:password1",
+        "Bob:bob",
+        "admin:changeit",
+    ],
+)
+def test_logins_of_examples_stay(login: str, header: str) -> None:
+    text = header.format(base64.b64encode(login.encode()).decode())
+    assert masked(text, "JSON") == text
 
 
 def test_passwords_that_differ_in_their_year_are_no_series() -> None:

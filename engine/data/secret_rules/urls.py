@@ -51,7 +51,9 @@ def urls(source: SearchedText) -> Iterator[Found]:
             or (value.isalpha() and value.isascii() and value.islower() and is_wordlike(value))
         )
         bare = _PERCENT.sub("", value)
-        if is_sequence(bare) or (match["user"] and not any(map(str.isalnum, match["user"]))):
+        # An underscore or a dash stands for no user before a token.
+        marks = match["user"].strip("_-")
+        if is_sequence(bare) or (marks and not any(map(str.isalnum, marks))):
             continue
         if len(bare) < 3 or "[" in bare or "]" in bare or is_name(value, is_wordlike) or is_definition(value):
             continue
@@ -96,17 +98,21 @@ def headers(source: SearchedText) -> Iterator[Found]:
 
 
 def _decoded_words(value: str) -> str | None:
-    """Returns what a value is base64 of, where that is a user and a password in letters of another script."""
+    """Returns what a value is base64 of, where that is a user and a password with letters beyond ASCII."""
     try:
         raw = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
         return None
-    for encoding in ("utf-8", "cp1252"):
-        with contextlib.suppress(UnicodeDecodeError):
-            text = raw.decode(encoding)
-            user, colon, password = text.partition(":")
-            if colon and user.isalpha() and password.isalpha():
-                return text
+    with contextlib.suppress(UnicodeDecodeError):
+        text = raw.decode()
+        if ":" in text and text.isprintable():
+            return text
+    with contextlib.suppress(UnicodeDecodeError):
+        text = raw.decode("cp1252")
+        user, colon, password = text.partition(":")
+        # Nearly every byte is a letter or a mark of it.
+        if colon and user.isalpha() and password.isalpha():
+            return text
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import unicodedata
 from collections import Counter
 from enum import IntEnum
 from itertools import pairwise
@@ -178,18 +179,31 @@ def is_placeholder(value: str) -> bool:
     return _PATH.match(value) is not None and words_share(value) >= 0.4
 
 
-_LEAST_LOGIN = 5
-"Letters of a password that may be no word."
+_LOGIN = re.compile(
+    r"(?:(?:an?|and|the|my|your|our|any|some|user|name|log|client|consumer|customer|app|application|api|admin|root|guest"
+    r"|test|demo|example|default|bad|wrong|good|valid|right|correct|old|new|other|basic|auth|oauth|passphrase|password"
+    r"|passwd|passw|pass|pwd|pw|secret|token|key|id|code|word|value|string|credential|cred|service|server|proxy|super"
+    r"|very|open|sesame|hello|world|foo|bar|baz|qux|doe|nimda|change|me|it|let|in|abc|xyz|here|something|anything"
+    r"|whatever|blah)s?[\W_]{0,2}){1,6}\d{0,3}\W?",
+    re.IGNORECASE,
+)
+"What examples and tests have for a password: words that say what it is, and the pairs that standards write."
+_LOGIN_WORDS = frozenset({"пароль", "密码", "密碼", "パスワード", "비밀번호", "암호"})
 
 
 def is_login(text: str) -> bool:
-    """Tells whether a text that was encoded is a user and a password, which is no word."""
+    """Tells whether a text that was encoded is a user and a password; there, one of words is a password, too."""
     user, _, password = text.strip().partition(":")
     password = password.strip()
-    words = password.split()
-    plain = all(word.islower() and word.isalpha() and (not word.isascii() or is_wordlike(word)) for word in words)
-    plain = plain or is_name(password, is_wordlike) or (len(password) < _LEAST_LOGIN and password.isalpha())
-    return len(password) > 2 and password != user and not (is_placeholder(password) or plain)
+    # Tests of other letters write pàss and pässwörd.
+    bare = "".join(c for c in unicodedata.normalize("NFKD", password) if not unicodedata.combining(c))
+    solid = "".join(filter(str.isalnum, bare))
+    return (
+        len(solid) > 2
+        and password.casefold() != user.strip().casefold()
+        and not (is_placeholder(password) or is_placeholder(bare) or is_sequence(solid))
+        and not (_LOGIN.fullmatch(bare) or password in _LOGIN_WORDS)
+    )
 
 
 def is_sequence(value: str) -> bool:
@@ -243,7 +257,8 @@ def _is_other_thing(value: str, evidence: Evidence) -> bool:
         if is_hash(value) or (has_code_marks(value) and words_share(value) >= _MOST_NAMED):
             return True
         return has_rules(value, is_wordlike) or (value.islower() and is_identifier(value, 4))
-    if is_place(value) or is_modulus(value) or is_explained(value, is_wordlike):
+    # 256 random bytes are as long as a modulus: a key of a token's signature that a program drew.
+    if is_place(value) or (evidence > Evidence.NAMED and is_modulus(value)) or is_explained(value, is_wordlike):
         return True
     if has_word_parts(value, is_wordlike, alone=evidence == Evidence.ALONE):
         return True
