@@ -19,7 +19,7 @@ SHAPES: dict[str, Callable[[str], str]] = {
     "as it is": lambda text: text,
     "CRLF": lambda text: text.replace("\n", "\r\n") + "\r\n",
     "tabs": lambda text: text.replace(" ", "\t"),
-    "far apart": lambda text: re.sub(r"(?<=[\w\"']) ?([:=]) ?", r"\1".join([" " * 58] * 2), text),
+    "far apart": lambda text: re.sub(r"(?<=[\w\"']) ?([:=]) ?", r"\1".join([" " * 33] * 2), text),
     "next line": lambda text: re.sub(r"(?<=[\w\"' ])([:=(,]) ?(?=[\"'`])", "\\1\n" + " " * 40, text),
     "continued": lambda text: re.sub(r"(?<=[\w\"' ])([:=(]) ?(?=[\"'`])", "\\1 \\\\\n\t", text),
     "long line": lambda text: "x = [" + "1, " * 4000 + "] " + text + " # " + "y" * 4000,
