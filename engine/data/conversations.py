@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -26,12 +25,14 @@ from engine.data.messages import (
     kind_of,
     parsed,
     tools_of,
+    unfolded,
     weight_of,
 )
+from engine.data.preference_rows import SIDES, holds_request, request_of, spoken
 
 LANGUAGE = "Conversation"
 "What the report lists them under."
-REVISION = 3
+REVISION = 4
 "Raised when the same row would be read otherwise; part of every store's key."
 
 _ROLES: Mapping[str, str] = {
@@ -60,7 +61,7 @@ _COLUMNS = (
     "system",
     "history",
     "input",
-    "chosen",
+    *(f"chosen{end}" for end in SIDES),
     "weight",
     "label",
     *MEDIA,
@@ -193,7 +194,7 @@ class RowReader:
 
     def columns(self, names: Collection[str]) -> list[str]:
         """The columns of a table that hold conversations."""
-        known = (*_COLUMNS, "rejected") if self.preferences else _COLUMNS
+        known = (*_COLUMNS, *(f"rejected{end}" for end in SIDES)) if self.preferences else _COLUMNS
         wanted = {self.fields.get(name, name) for name in known}
         return [name for name in names if name in wanted]
 
@@ -212,14 +213,14 @@ class RowReader:
             return None if values is None else values.get(self.fields.get(name, name))
 
         if self.preferences:
-            return "+".join(self.fields.get(name, name) for name in ("chosen", "rejected"))
+            return "+".join(self._side(side, names) for side in ("chosen", "rejected"))
         for name in _MESSAGES:
             if has(name) and (value(name) is None or isinstance(value(name), list)):
                 return self.fields.get(name, name)
             if has(name) and isinstance(value(name), str) and str(value(name)).lstrip().startswith("[{"):
                 return self.fields.get(name, name)
-        if has("chosen"):
-            return self.fields.get("chosen", "chosen")
+        if (chosen := self._side("chosen", names)) in names:
+            return chosen
         for pair in _PAIRS:
             if all(map(has, pair)) and (not has("text") or any(name in self.fields for name in pair)):
                 parts = (pair[0], "input", pair[1]) if pair[0] == "instruction" and has("input") else pair
@@ -257,11 +258,11 @@ class RowReader:
 
     def _preference(self, values: Mapping[str, Any], date: datetime | None) -> Conversation:
         """Both sides of a preference. What they have in common before they part is not trained on."""
-        get = self._get(values)
-        if get("chosen") is None or get("rejected") is None:
+        name = self._side("chosen", values)
+        given = [values.get(name), values.get(self._side("rejected", values))]
+        if None in given:
             raise NoConversationError("no pair", "it has no chosen and rejected answer")
-        name = self.fields.get("chosen", "chosen")
-        sides = [self._found({**values, name: side}) for side in (get("chosen"), get("rejected"))]
+        sides = [self._found({**values, name: side}) for side in given]
         (chosen, *_), (rejected, *_) = sides
         if chosen == rejected:
             raise NoConversationError("no pair", "its chosen and its rejected answer are the same")
@@ -315,11 +316,11 @@ class RowReader:
         system = get("system")
         check_row(get)
         given = next((get(name) for name in _MESSAGES if get(name) is not None), None)
-        chosen = get("chosen")
+        chosen = values.get(self._side("chosen", values))
         # Messages that end with a request are what both sides of a preference answer.
         asked = given is not None and chosen is not None and not self._is_answered(given)
         if chosen is not None and (asked or self.preferences or given is None):
-            prompt = get("prompt")
+            prompt = request_of(get) if get("prompt") is None and not holds_request(parsed(chosen)) else get("prompt")
             messages, learnt = self._preferred(given if prompt is None and asked else prompt, chosen)
         elif given is not None:
             messages, learnt = self._messages(given, "messages")
@@ -340,6 +341,11 @@ class RowReader:
     def _get(self, values: Mapping[str, Any]) -> Callable[[str], Any]:
         return lambda name: values.get(self.fields.get(name, name))
 
+    def _side(self, side: str, names: Collection[str]) -> str:
+        """The column of a side of a preference."""
+        known = (f"{side}{end}" for end in SIDES)
+        return self.fields.get(side) or next((name for name in known if name in names), side)
+
     def _messages(self, given: Any, what: str) -> tuple[list[dict[str, Any]], list[float]]:
         given = parsed(given)
         if not isinstance(given, list):
@@ -347,9 +353,10 @@ class RowReader:
         messages: list[dict[str, Any]] = []
         learnt: list[float] = []
         for number, one in enumerate(given, 1):
-            message, on = self._message(parsed(one), f"message {number}")
-            messages.append(message)
-            learnt.append(on)
+            for each in unfolded(parsed(one)):
+                message, on = self._message(each, f"message {number}")
+                messages.append(message)
+                learnt.append(on)
         return messages, learnt
 
     def _is_answered(self, given: Any) -> bool:
@@ -398,14 +405,10 @@ class RowReader:
     def _preferred(self, prompt: Any, chosen: Any) -> tuple[list[dict[str, Any]], list[float]]:
         """The chosen side of a preference: a conversation, its last message, or text."""
         prompt, chosen = parsed(prompt), parsed(chosen)
-        if isinstance(chosen, str) and prompt is None and "\n\nAssistant:" in chosen:
-            said = re.split(r"(?:^|\n\n)(Human|Assistant):", chosen)[1:]
-            spoken = [
-                {"role": role.lower(), "content": text.strip()}
-                for role, text in zip(said[::2], said[1::2], strict=True)
-            ]
-            messages, _ = self._messages(spoken, "messages")
+        if prompt is None and (said := spoken(chosen)):
+            messages, _ = self._messages(said, "messages")
             return messages, [0.0] * (len(messages) - 1) + [1.0]
+        prompt = [one for one in spoken(prompt) if one["content"]] or prompt
         before, _ = self._messages(as_messages(prompt, "user", "prompt"), "prompt") if prompt is not None else ([], [])
         after, learnt = self._messages(as_messages(chosen, "assistant", "chosen"), "chosen")
         if before and after[: len(before)] == before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,8 @@ _DEEPEST = 48
 _TEXTS = ("text", "input_text", "output_text")
 _REASONING = ("thinking", "reasoning")
 _CALLS = ("tool_call",)
-"""Types of parts."""
+_HIDDEN = "redacted_thinking"
+"""Types of parts. The last one is encrypted."""
 LEAST_WEIGHT, MOST_WEIGHT = 1e-6, 1e6
 """Of a loss: what fp32 gradients can add up beside losses of weight 1."""
 
@@ -54,6 +56,36 @@ def parsed(value: Any) -> Any:
     return value
 
 
+def unfolded(given: Any) -> list[Any]:
+    """Splits what a data set has as one message and a template as several.
+
+    Results of tools among the parts of a request (`tool_result`, Anthropic's form) become messages of their own, in
+    order; so do the two sides of a turn that is an input and its output.
+    """
+    if not isinstance(given, dict):
+        return [given]
+    if set(given) >= {"input", "output"} and not any(given.get(key) for key in ("role", "from", "speaker")):
+        return [{"role": "user", "content": given["input"]}, {"role": "assistant", "content": given["output"]}]
+    content = given.get("content")
+    if not isinstance(content, list) or not any(map(_is_result, content)):
+        return [given]
+    made: list[Any] = []
+    for is_result, group in itertools.groupby(content, _is_result):
+        parts = list(group)
+        made += map(_result, parts) if is_result else [{**given, "content": parts}]
+    return made
+
+
+def _is_result(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "tool_result"
+
+
+def _result(part: Mapping[str, Any]) -> dict[str, Any]:
+    content = part.get("content")
+    made = {"role": "tool", "content": "" if content is None else content, "tool_call_id": part.get("tool_use_id")}
+    return {**made, "is_error": part.get("is_error")}
+
+
 def check_row(get: Callable[[str], Any]) -> None:
     """Refuses a row whose text alone would teach something else.
 
@@ -64,7 +96,8 @@ def check_row(get: Callable[[str], Any]) -> None:
         NoConversationError: it marks its answer as one that is not wanted, or holds pictures or sound.
     """
     if get("label") is False:
-        raise NoConversationError("not trained", "its label is false, which marks an answer that is not wanted")
+        problem = "its label is false, which marks an answer that is not wanted"
+        raise NoConversationError("not trained", f"{problem} (data.fields=[label=none] reads no label)")
     for name in MEDIA:
         if get(name) not in (None, [], {}, ""):
             raise NoConversationError("bad content", f"it has {name}, and only text is trained on")
@@ -84,6 +117,10 @@ def content_of(given: Any, name: str) -> tuple[str | None, str | None, list[Any]
             texts.append(part)
             continue
         kind = part.get("type", "text") if isinstance(part, dict) else kind_of(part)
+        if kind == "tool_use":
+            calls.append(part)
+        if kind in ("tool_use", _HIDDEN):
+            continue
         told = [part.get(key) for key in ("text", "value", str(kind))] if isinstance(part, dict) else []
         text = next((one for one in told if isinstance(one, str)), None)
         if text is None or kind not in _TEXTS + _REASONING + _CALLS:
@@ -156,6 +193,10 @@ def tools_of(given: Any) -> tuple[Mapping[str, Any], ...] | None:
         tool = _json(one)
         tool = tool if not isinstance(tool, dict) or "function" in tool else {"type": "function", "function": tool}
         function = tool.get("function") if isinstance(tool, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("input_schema"), dict):  # Anthropic's form
+            named = {"input_schema": "parameters"}
+            function = {named.get(key, key): value for key, value in function.items()}
+            tool = {**tool, "function": function}
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise NoConversationError("bad tools", "one of its tools names no function")
         made.append({"type": "function", **tool})

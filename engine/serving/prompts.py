@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from engine.data.chats import Chats, find_template
-from engine.data.messages import NoConversationError, calls_of, content_of, tools_of
+from engine.data.messages import NoConversationError, calls_of, content_of, tools_of, unfolded
 from engine.errors import EliteError
 from engine.generation.request import Side, TextRequest
 from engine.generation.sampling import Sampling
@@ -141,7 +141,11 @@ class Prompts:
                 "the tokenizer of this model has no chat template: use /v1/completions", code="no_chat_template"
             )
         try:
-            messages = [_message(message, number) for number, message in enumerate(request.messages, 1)]
+            messages = [
+                _message(message, number)
+                for number, given in enumerate(request.messages, 1)
+                for message in unfolded(given)
+            ]
             tools = None if request.tool_choice == "none" else tools_of(request.tools)
             ids = self._chats.prompt(messages, tools, datetime.now())  # noqa: DTZ005 - as templates write it
         except (NoConversationError, RenderError, SplitError, EliteError) as error:
