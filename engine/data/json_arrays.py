@@ -4,26 +4,128 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 _CHUNK = 1 << 16
-_SPACE = b" \t\r\n"
+_SPACE = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*")
+_INSIDE = re.compile(rb"[ \t\r\n]*")
 _DECODER = json.JSONDecoder()
+_TAIL = 12
+"""Characters that a name, number or escape may be short of at the end of what was read."""
+
+
+class JsonWindow:
+    """A part of a file, which moves forward without reading anything again.
+
+    A compressed file is decompressed from its start whenever it is sought backwards.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._content = file, b""
+        self._start = self._at = 0
+        "Place in the file of the first byte that is held, and of the next one in what is held."
+        self._file.seek(0)
+
+    @property
+    def position(self) -> int:
+        """The next byte's place in the file."""
+        return self._start + self._at
+
+    def seek(self, position: int) -> None:
+        """Moves to a byte."""
+        if self._start <= position <= self._start + len(self._content):
+            self._at = position - self._start
+        else:
+            self._file.seek(position)
+            self._start, self._at, self._content = position, 0, b""
+
+    def first(self) -> bytes:
+        """Moves to the next byte that is no space, and returns it; b"" at the end."""
+        while True:
+            space = _INSIDE if self.position else _SPACE
+            found = space.match(self._content, self._at)
+            self._at = found.end() if found else self._at
+            if self._at < len(self._content) or not self._more():
+                return self._content[self._at : self._at + 1]
+
+    def skip(self) -> None:
+        """Moves on by a byte."""
+        self._at += 1
+
+    def value(self, longest: int) -> Any:
+        """Reads a value of JSON, and moves behind it.
+
+        Raises:
+            ValueError: it is none, or longer than `longest` bytes.
+        """
+        size = _CHUNK
+        while True:
+            while len(self._content) - self._at < size and self._more():
+                pass
+            content = self._content[self._at : self._at + size]
+            last = len(content) < size
+            wrong: UnicodeDecodeError | None = None
+            try:
+                # A character may be cut off at the end of what was read so far.
+                text = codecs.utf_8_decode(content, "surrogatepass", last)[0]
+            except UnicodeDecodeError as error:
+                # The value may end before it.
+                text, wrong = content[: error.start].decode("utf-8", "surrogatepass"), error
+            try:
+                value, end = _DECODER.raw_decode(text)
+            except RecursionError:
+                raise ValueError("it is nested too deeply") from None
+            except json.JSONDecodeError as error:
+                ends = error.pos >= len(text) - _TAIL or error.msg.startswith("Unterminated string")
+                if wrong is not None and ends:
+                    raise wrong from None
+                if last or not ends or size > longest:
+                    raise
+                size *= 2
+                continue
+            # A number may go on in the next chunk; what follows shows that it does not.
+            if end < len(text) or wrong is not None or last:
+                self._at += len(text[:end].encode("utf-8", "surrogatepass"))
+                return value
+            size *= 2
+
+    def _more(self) -> bool:
+        """Reads on; drops what lies behind."""
+        chunk = self._file.read(max(_CHUNK, len(self._content) - self._at))
+        self._content = self._content[self._at :] + chunk
+        self._start, self._at = self._start + self._at, 0
+        return bool(chunk)
 
 
 def is_array(file: BinaryIO) -> bool:
     """Tells whether a file's first character that is no space opens an array. Leaves the file at its start."""
-    head = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
+    found = JsonWindow(file).first() == b"["
     file.seek(0)
-    return head.startswith(b"[")
+    return found
 
 
-def is_spread(file: BinaryIO) -> bool:
-    """Tells whether a file begins with an object that goes on behind its bracket's line. Leaves it at its start."""
-    head = file.read(_CHUNK).removeprefix(b"\xef\xbb\xbf").lstrip(_SPACE)
-    file.seek(0)
-    return head.split(b"\n", 1)[0].strip() == b"{" and len(head) > 1
+def is_spread(file: BinaryIO, longest: int) -> bool:
+    """Tells whether a file's first object takes several lines. Leaves the file at its start."""
+    window = JsonWindow(file)
+    try:
+        begins = window.first() == b"{"
+        start = window.position
+        file.seek(start)
+        line = file.readline(longest) if begins else b""
+        if not begins or line.strip() == b"{":
+            return begins and bool(file.read(1))
+        if not line.endswith(b"\n"):
+            return False
+        window = JsonWindow(file)
+        window.seek(start)
+        window.value(longest)
+        return window.position > start + len(line)
+    except ValueError:
+        return False
+    finally:
+        file.seek(0)
 
 
 def elements(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
@@ -32,19 +134,23 @@ def elements(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: it is no JSON from some element on, one is longer than `longest` bytes, or something follows.
     """
-    position = _skipped(file, 0)[0] + 1  # behind the bracket that opens it
-    position, mark = _skipped(file, position)
+    window = JsonWindow(file)
+    window.first()
+    window.skip()  # the bracket that opens it
+    mark = window.first()
     while mark != b"]":
         if mark == b"":
             raise ValueError("the array is not closed")
-        value, length = _read(file, position, longest)
-        yield position, value
-        position, mark = _skipped(file, position + length)
+        position = window.position
+        yield position, window.value(longest)
+        mark = window.first()
         if mark == b",":
-            position, mark = _skipped(file, position + 1)
+            window.skip()
+            mark = window.first()
         elif mark not in (b"]", b""):
             raise ValueError("no comma stands before it")
-    if _skipped(file, position + 1)[1]:
+    window.skip()
+    if window.first():
         raise ValueError("something follows the array")
 
 
@@ -54,57 +160,7 @@ def objects(file: BinaryIO, longest: int) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: it is no JSON from some value on, or one is longer than `longest` bytes.
     """
-    position, mark = _skipped(file, 0)
-    while mark:
-        value, length = _read(file, position, longest)
-        yield position, value
-        position, mark = _skipped(file, position + length)
-
-
-def element_at(file: BinaryIO, position: int, longest: int) -> Any:
-    """Reads the element that begins at a byte.
-
-    Raises:
-        ValueError: there is none any more.
-    """
-    return _read(file, position, longest)[0]
-
-
-def _skipped(file: BinaryIO, position: int) -> tuple[int, bytes]:
-    """Returns the place of the first byte from `position` on that is no space, and that byte."""
-    file.seek(position)
-    while chunk := file.read(_CHUNK):
-        rest = chunk.lstrip(_SPACE + (b"\xef\xbb\xbf" if position == 0 else b""))
-        if rest:
-            return position + len(chunk) - len(rest), rest[:1]
-        position += len(chunk)
-    return position, b""
-
-
-def _read(file: BinaryIO, position: int, longest: int) -> tuple[Any, int]:
-    """Reads the element at a byte; returns it, and how many bytes it takes."""
-    file.seek(position)
-    content = b""
-    while True:
-        chunk = file.read(max(_CHUNK, len(content)))
-        content += chunk
-        wrong: UnicodeDecodeError | None = None
-        try:
-            # A character may be cut off at the end of what was read so far.
-            text = codecs.utf_8_decode(content, "surrogatepass", not chunk)[0]
-        except UnicodeDecodeError as error:
-            # The element may end before it.
-            text, wrong = content[: error.start].decode("utf-8", "surrogatepass"), error
-        try:
-            value, end = _DECODER.raw_decode(text)
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
-        except ValueError:
-            if wrong is not None:
-                raise wrong from None
-            if not chunk or len(content) > longest:
-                raise
-            continue
-        # A number may go on in the next chunk; what follows shows that it does not.
-        if end < len(text) or wrong is not None or not chunk:
-            return value, len(text[:end].encode("utf-8", "surrogatepass"))
+    window = JsonWindow(file)
+    while window.first():
+        position = window.position
+        yield position, window.value(longest)

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 _NOTES = ("state.json", "dataset_info.json", "dataset_dict.json")
 "What a saved data set says about itself."
@@ -44,3 +44,8 @@ def file_kind(file: Path) -> str:
 def opened_json(file: Path) -> BinaryIO:
     """Opens a file of JSON, compressed or not."""
     return cast("BinaryIO", gzip.open(file, "rb")) if file.suffix == ".gz" else file.open("rb")
+
+
+def is_list_of_rows(value: Any) -> bool:
+    """Tells whether a value is what a file could hold as an array of rows."""
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)

@@ -23,11 +23,11 @@ from typing import Any, BinaryIO, ClassVar
 from engine import errors
 from engine.data.collect import SourceFile
 from engine.data.conversations import LANGUAGE, Conversation, RowReader
-from engine.data.json_arrays import element_at, elements, is_array, is_spread, objects
+from engine.data.json_arrays import JsonWindow, elements, is_array, is_spread, objects
 from engine.data.json_lines import lines, object_of, problem_of, refuse_other_encodings
 from engine.data.languages import language_by_name
 from engine.data.messages import NoConversationError, kind_of
-from engine.data.row_files import data_files, file_kind, opened_json
+from engine.data.row_files import data_files, file_kind, is_list_of_rows, opened_json
 from engine.data.tables import RowGroups, arrow_groups, parquet_groups, row_values
 from engine.home_folder import expand_home
 
@@ -275,7 +275,7 @@ class JsonLines(DataSet):
 
     def __init__(self, path: Path, files: Sequence[Path], column: str, reader: RowReader) -> None:
         super().__init__(path, files, column, reader)
-        self._open: tuple[int, BinaryIO] | None = None
+        self._open: tuple[int, BinaryIO, JsonWindow] | None = None
         self._whole: dict[int, Callable[[BinaryIO, int], Iterator[tuple[int, Any]]]] = {}
         "How files are read that are an array of rows, or objects of many lines."
 
@@ -287,7 +287,7 @@ class JsonLines(DataSet):
                 refuse_other_encodings(opened)
                 if file.name.removesuffix(".gz").endswith(".json") and is_array(opened):
                     self._whole[part] = elements
-                elif is_spread(opened):
+                elif is_spread(opened, _LONGEST_LINE):
                     self._whole[part] = objects
                 for number, position, values in self._objects(opened, part):
                     first = values if first is None else first
@@ -301,6 +301,10 @@ class JsonLines(DataSet):
             problem = "no line or element of it is a JSON object" + "".join(f" (the first: {one})" for one in named[:1])
             raise errors.DATA_SET_UNUSABLE(path=self.path, problem=problem)
         if not self.found:
+            inner = next((name for name, value in first.items() if is_list_of_rows(value)), None)
+            if self.total == 1 and inner is not None and not self.conversational:
+                problem = f"it is one object, whose list {inner!r} holds the rows; make a file of that list alone"
+                raise errors.DATA_SET_UNUSABLE(path=self.path, problem=problem)
             raise self._nothing_found(list(first))
 
     def _objects(self, file: BinaryIO, part: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -331,10 +335,12 @@ class JsonLines(DataSet):
         try:
             if self._open is None or self._open[0] != row.part:
                 self.close()
-                self._open = row.part, opened_json(self.files[row.part])
-            file = self._open[1]
+                opened = opened_json(self.files[row.part])
+                self._open = row.part, opened, JsonWindow(opened)
+            _, file, window = self._open
             if row.part in self._whole:
-                values = element_at(file, row.position, _LONGEST_LINE)
+                window.seek(row.position)
+                values = window.value(_LONGEST_LINE)
             else:
                 file.seek(row.position)
                 values = object_of(file.readline(_LONGEST_LINE))
