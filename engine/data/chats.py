@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("chatml", "plain")
 """Known by name: for a model with ChatML's tokens, and for any other one."""
-REVISION = 3
+REVISION = 4
 "Raised when the same conversation would be encoded otherwise; part of every store's key."
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 _CUT = "[{count:,} characters of output left out]"

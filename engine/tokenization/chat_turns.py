@@ -61,6 +61,8 @@ class ConversationRenderer:
         self._control = re.compile("|".join(map(re.escape, names)) if names else r"(?!)")
         self._known: dict[object, list[str]] = {}
         "Units of prompts and endings that were rendered before."
+        self._unended: bool | None = None
+        "Whether nothing stands behind an answer in words. None: not yet asked for."
         self._tells_none = re.search(r"content(['\"]\])? is (not )?none", template.text) is not None
         self._thinks = any(name in template.text for name in ("reasoning_content", ".thinking", '"thinking"'))
 
@@ -292,12 +294,24 @@ class ConversationRenderer:
     def _closing(self, conversation: MarkedConversation, number: int, written: str) -> int:
         """How many characters of what stands behind an answer the model writes: nothing behind the end token."""
         units, key = self._ended(self._units(written)), ("end", conversation.shape(number + 1))
-        if (known := self._known.get(key)) is not None and (taken := self._ending(units, known)) is not None:
-            return taken
-        wanted = self._known[key] = self._ended(self._units(conversation.end(number)))
-        if (taken := self._ending(units, wanted)) is not None:
-            return taken
-        raise SplitError(f"what it writes behind message {number + 1} is not its end of an answer")
+        wanted = self._known.get(key)
+        taken = None if wanted is None else self._ending(units, wanted)
+        if wanted is None or taken is None:
+            wanted = self._known[key] = self._ended(self._units(conversation.end(number)))
+            taken = self._ending(units, wanted)
+        if taken is None:
+            raise SplitError(f"what it writes behind message {number + 1} is not its end of an answer")
+        return taken + (self._next_turn(conversation, units, taken) if wanted else 0)
+
+    def _next_turn(self, conversation: MarkedConversation, units: Sequence[str], taken: int) -> int:
+        """How long the next turn's first token is, where only that ends an answer, as GLM's <|observation|> a call."""
+        ends = itertools.accumulate(map(len, units))
+        following = next((unit for end, unit in zip(ends, units[1:], strict=False) if end == taken), "")
+        if self._control.fullmatch(following) is None:
+            return 0
+        if self._unended is None:
+            self._unended = conversation.leaves_open()
+        return len(following) if self._unended else 0
 
     def _ended(self, units: list[str]) -> list[str]:
         """Units up to the end token, behind which a template may write a prompt that nobody asked for."""

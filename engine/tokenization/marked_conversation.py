@@ -133,6 +133,13 @@ class MarkedConversation:
             before = [message for message in self.messages[:number] if message.get("role") in TOLD]
             return self._tail([*before, _ASKED, changed_message(self.messages[number], stub, stub, str)], prompt=False)
 
+    def leaves_open(self) -> bool:
+        """Tells whether the template writes nothing behind an answer in words."""
+        try:
+            return not self._tail([_ASKED, {"role": "assistant", "content": "a"}], prompt=False).strip()
+        except (RenderError, SplitError):
+            return False
+
     def parts(self, marked: str) -> list[Part] | None:
         """What a marked rendering is made of; None where a mark has no partner."""
         marks, parts = self.marks, []

@@ -262,3 +262,26 @@ def test_a_template_has_the_processors_seconds(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     _, said, _, _ = pieces(PLAIN, [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}])
     assert said == ["<|message|>a<|end|>"]
+
+
+OPEN = (  # as GLM's: nothing ends a turn but the next one's token
+    "{% for m in messages %}{{ '<|message|>' if m.role == 'tool' else '<|turn|>' }}{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}<think>{{ c.function.name }}</think>{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>{% endif %}"
+)
+
+
+def test_where_only_the_next_turn_ends_an_answer_a_call_learns_its_token_too() -> None:
+    calls = [{"type": "function", "function": {"name": "look", "arguments": {}}}]
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "tool_calls": calls},
+        {"role": "tool", "content": "r"},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "d"},
+        {"role": "assistant", "content": "e"},
+    ]
+    text, learnt, ours, theirs = pieces(OPEN, messages)
+    assert text == "<|turn|>a<|turn|>b<think>look</think><|message|>r<|turn|>c<|turn|>d<|turn|>e"
+    assert learnt == ["b<think>look</think><|message|>", "c<|turn|>", "e"]
+    assert ours == theirs
