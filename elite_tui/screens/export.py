@@ -129,7 +129,10 @@ class ExportScreen(ModalScreen[None]):
         return next(path for path in paths if not path.exists())
 
     def action_close(self) -> None:
-        """Stops an export in progress, and closes the screen."""
+        """Closes the screen."""
+        self.dismiss(None)
+
+    def on_unmount(self) -> None:
+        """Stops an export in progress, however the screen is left: also by another screen, or at the end of the app."""
         if self._process is not None:
             self._process.stop()
-        self.dismiss(None)
