@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from textual.command import Hit, Provider
 from textual.widgets import DataTable
 
+from elite_tui.screen_list import SCREENS
 from elite_tui.screens.confirm import QuitScreen
 from elite_tui.screens.help import HelpScreen
 from elite_tui.screens.palette import Palette
@@ -28,6 +32,47 @@ async def test_page_keys_in_a_palette_that_has_found_nothing_yet():
         await until(pilot, lambda: type(app.screen) is Palette)
         await pilot.press(*"zqx", "pageup", "pagedown", "escape")
         await until(pilot, lambda: screen_of(app) == "project")
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "after a look"])
+async def test_the_palette_leads_to_every_screen(at_once):
+    app = make_app("monitor", engine=Watched(ended=True), values=SMALL)
+    async with app.run_test(size=(60, 20)) as pilot:
+        await settled(pilot)
+        for entry in (*(SCREENS[name] for name in SCREENS if name != "monitor"), SCREENS["monitor"]):
+            if entry.name == "compare":
+                continue  # which is offered once two runs are compared
+            keys = ["space" if letter == " " else letter for letter in f"go to {entry.title.lower()}"]
+            if at_once:
+                press_at_once(app, "ctrl+p", *keys, "enter")
+            else:
+                await pilot.press("ctrl+p", *keys)
+                await until(
+                    pilot, lambda: all(worker.is_finished for worker in app.workers if worker.node is app.screen)
+                )
+                await pilot.press("enter")
+            await until(pilot, lambda entry=entry: app.screen_name == entry.name)
+            await until(pilot, lambda entry=entry: getattr(app.screen, "ROOM", "") == entry.name)
+
+
+async def test_an_enter_in_the_palette_waits_for_what_is_searched_for():
+    class Slow(Provider):
+        async def search(self, query):
+            await asyncio.sleep(0.3)
+            yield Hit(1, "the slow one", lambda: chosen.append(query))
+
+    chosen: list[str] = []
+    app = make_app(engine=Watched(), values=SMALL)
+    app.COMMANDS = {Slow}
+    async with app.run_test(size=SIZE) as pilot:
+        await settled(pilot)
+        press_at_once(app, "ctrl+p", *"slow", "enter")
+        await until(pilot, lambda: chosen == ["slow"])
+        assert screen_of(app) == "project"
+        press_at_once(app, "ctrl+p", *"slow", "enter", "escape")
+        await until(pilot, lambda: screen_of(app) == "project" and not app.screen_stack[2:])
+        await pilot.pause(0.5)
+        assert chosen == ["slow"]
 
 
 async def test_a_click_on_a_table_without_columns():
