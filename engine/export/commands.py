@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,10 +25,10 @@ def commands(source: Source, target: str, folder: Path, files: list[str]) -> tup
         folder: Absolute path of the export.
         files: Names of its files.
     """
-    place = shlex.quote(str(folder))
-    file = shlex.quote(str(folder / next((name for name in files if name.endswith(".gguf")), "")))
+    place = quoted(str(folder))
+    file = quoted(str(folder / next((name for name in files if name.endswith(".gguf")), "")))
     if target == "gguf":
-        create = f"ollama create {source.name} -f {shlex.quote(str(folder / 'Modelfile'))}"
+        create = f"ollama create {source.name} -f {quoted(str(folder / 'Modelfile'))}"
         return f"{create} && ollama run {source.name}", f"llama-server -m {file}"
     if target == "gguf-adapter":
         return (f"llama-server -m {BASE} --lora {file}",)
@@ -36,3 +37,14 @@ def commands(source: Source, target: str, folder: Path, files: list[str]) -> tup
     if target == "merged":
         return (f"vllm serve {place}",)
     return ()
+
+
+def quoted(path: str) -> str:
+    """Quotes a path for a POSIX shell, in printable characters alone: others would be escaped on the terminal."""
+    if path.isprintable():
+        return shlex.quote(path)
+    octal = "".join(
+        chr(byte) if (chr(byte).isalnum() and byte < 0x80) or byte in b"/._- " else f"\\{byte:03o}"
+        for byte in os.fsencode(path)
+    )
+    return f"\"$(printf '{octal}')\""

@@ -16,6 +16,8 @@ import yaml
 from support.exports import finished_run, save_base
 
 from engine import cli
+from engine.errors import one_line
+from engine.export.commands import quoted
 from engine.export.exporting import export
 
 REPORT = """# tiny
@@ -150,6 +152,20 @@ def test_other_printed_lines_name_what_was_written(line, qwen_run, tmp_path, cap
     path = Path(shlex.split(found)[-1])
     assert path == (folder if to == "merged" else folder / "tiny-f32.gguf")
     assert path.exists()
+
+
+STRANGE = ['it\'s "here"', "-rf", "größe 模型 🦙", "$(id) `id` ;&|", "two\nlines", "a\u200bb", "50% \\n"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_path_is_the_same_pasted_into_a_shell(name, tmp_path):
+    place = tmp_path / name
+    place.mkdir()
+    (place / "written.gguf").write_text("here")
+    line = f"cat {quoted(str(place / 'written.gguf'))} && test -d {quoted(str(place))}"
+    assert one_line(line) == line  # so that what is printed is what was quoted
+    ran = subprocess.run(["sh", "-c", line], cwd="/", capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "here"), ran.stderr
 
 
 @pytest.mark.parametrize("base", ["demo", "local"])
