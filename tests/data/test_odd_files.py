@@ -64,6 +64,7 @@ READ: dict[str, tuple[str, bytes, dict[str, int]]] = {
     "an array behind an array": ("a.json", WHOLE.encode() * 2, {"cut off": 1}),
     "Latin-1 in an array": ("a.json", WHOLE[:-1].encode() + b', {"messages": "\xfc"}]', {"cut off": 1}),
     "half a character in an array": ("a.json", b'[{"id": "\xed\xa0\x80", ' + WHOLE[2:].encode(), {}),
+    "objects of many lines": ("a.jsonl", "\n".join(json.dumps(row, indent=1) for row in ROWS).encode(), {}),
     "values in an array": ("a.json", f'[1, "x", null, {WHOLE[1:]}'.encode(), {"not a row": 3}),
 }
 
@@ -85,15 +86,14 @@ REFUSED: dict[str, tuple[str, bytes, str]] = {
     "UTF-32": ("a.jsonl", LINES.encode("utf-32"), "it is UTF-32"),
     "Latin-1": ("a.jsonl", b'{"a": "\xfc"}\n' * 3, "row 1: its byte 8 is no UTF-8"),
     "old Macintosh's ends of lines": ("a.jsonl", LINES.replace("\n", "\r").encode(), "row 1: Extra data at its"),
-    "lines of one object": ("a.jsonl", json.dumps(ROWS[0], indent=1).encode(), "row 1: Expecting property name"),
     "commas behind lines": ("a.jsonl", LINES.replace("\n", ",\n").encode(), "row 1: Extra data"),
     "an array": ("a.jsonl", WHOLE.encode(), "row 1: it is a list, no object; name an array .json"),
     "an array in an array": ("a.json", f"[{WHOLE}]".encode(), "row 1: it is a list, no object"),
     "Python": ("a.jsonl", f"{ROWS[0]!r}\n".encode(), "row 1: Expecting property name enclosed in double quotes"),
-    "nothing": ("a.jsonl", b"", "no line or element of it is a JSON object"),
+    "nothing": ("a.jsonl", b"", "it holds no row"),
     "gzip without its end": ("a.jsonl.gz", gzip.compress(LINES.encode())[:-9], "ended before"),
-    "gzip that is none": ("a.jsonl.gz", LINES.encode(), "Not a gzipped file"),
-    "gzip and more": ("a.jsonl.gz", gzip.compress(LINES.encode()) + b"more", "Not a gzipped file"),
+    "gzip that is none": ("a.jsonl.gz", LINES.encode(), "not all of it was written by gzip"),
+    "gzip and more": ("a.jsonl.gz", gzip.compress(LINES.encode()) + b"more", "not all of it was written by gzip"),
     "a table cut off": ("a.parquet", b"PAR1" + b"\0" * 99, "arquet"),
     "a table of zeros": ("a.arrow", b"\0" * 99, "a.arrow"),
 }

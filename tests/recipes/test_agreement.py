@@ -20,6 +20,7 @@ from engine.commands.event_words import describe_ending
 from engine.config import from_mapping
 from engine.evaluation.so_far import progress_of, seconds_of
 from engine.protocol import Envelope, PhaseChanged, RunStarted, StepCompleted, Stop
+from engine.quantities import format_timing
 from engine.recipes.fine_tune import train
 from engine.runs.journal import JournalReader, JournalWriter
 from engine.runs.run_directory import RunDirectory
@@ -119,7 +120,7 @@ def test_steps_tokens_and_time_agree(run, shown):
     assert told == duration_in_words(done.seconds)
     assert re.search(rf"step time +{re.escape(duration_in_words(each))}", monitor)
     assert re.search(rf"a step .*{re.escape(duration_in_words(each))}", result)
-    assert f"| {each:,.2f} s |" in report
+    assert f"| {format_timing(each)} |" in report
 
 
 def test_memory_agrees(run, shown):
