@@ -124,8 +124,12 @@ def frames_of(screen):
     return screen.query("#--input, CommandList") if isinstance(screen, Palette) else screen.children
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("theme", [theme.name for theme in THEMES[:2]])
+DARK, LIGHT = (theme.name for theme in THEMES[:2])
+WAYS = [*((DARK, size) for size in SIZES), (LIGHT, (60, 20)), (LIGHT, (80, 24))]
+"Every size, for what is cut; the light theme on the two where dialogs differ."
+
+
+@pytest.mark.parametrize(("theme", "size"), WAYS, ids=[f"{theme}-{size[0]}x{size[1]}" for theme, size in WAYS])
 @pytest.mark.parametrize("name", DIALOGS)
 async def test_a_dialog_can_be_read_is_whole_and_closes(name, theme, size):
     kind, make, prepare = DIALOGS[name]
