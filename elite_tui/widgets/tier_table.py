@@ -12,6 +12,8 @@ from elite_tui.format.tiers import epoch_seconds, short_places
 from elite_tui.widgets.table import Table
 
 if TYPE_CHECKING:
+    from textual.theme import Theme
+
     from elite_tui.wizard.plans import Plans
     from engine.plan.planner import TierPlan
 
@@ -50,12 +52,13 @@ class TierTable(Table[Text]):
         absent = set() if plans.machine.gpus else {"GPU"}
         columns = [column for column in COLUMNS if width >= column[1] and column[0] not in absent]
         headings = tuple(heading for heading, _, _ in columns)
-        if (plans, chosen, width) == self._shown:
+        shown = (plans, chosen, self.app.theme, width)
+        if shown == self._shown:
             return
         row = self.cursor_row if self.row_count else None
         known = tuple(str(column.label) for column in self.ordered_columns)
         anew = known != headings or self._shown[-1:] != (width,)
-        self._shown = (plans, chosen, width)
+        self._shown = shown
         self.clear(columns=anew)
         if anew:
             for heading, _, figures in columns:
@@ -64,6 +67,14 @@ class TierTable(Table[Text]):
             cells = self._cells(plan, plans, chosen, width)
             self.add_row(*(cells[heading] for heading in headings), key=str(plan.tier))
         self.move_cursor(row=self.row_of(plans, chosen) if row is None else row)
+
+    def on_mount(self) -> None:
+        """Takes the colours of each theme that is switched to: cells hold those that they were made with."""
+        self.app.theme_changed_signal.subscribe(self, self._recolour)
+
+    def _recolour(self, _: Theme) -> None:
+        if self._filled is not None:
+            self.fill(*self._filled)
 
     def on_resize(self) -> None:
         """Fits the columns to the new width."""

@@ -81,3 +81,20 @@ async def test_all_screens_can_be_read(theme, size):
         await settled(pilot)
         await still(pilot)
         assert too_faint(app.screen) == [], "result"
+
+
+async def test_screens_take_the_colours_of_a_theme_that_is_switched_to():
+    app = make_app(engine=FixedEngine(gpu_machine(), half_way()), values={"model.name": "qwen2.5-coder-1.5b"})
+    app.state.snapshots.extend(history_of(gpu_machine()))
+    app.theme = THEMES[0].name
+    async with app.run_test(size=(100, 30)) as pilot:
+        await settled(pilot)
+        for name in ("project", "hardware", "tiers", "options", "data", "review", "runs"):
+            app.go(name)
+            await settled(pilot)
+            await still(pilot)
+            app.theme = THEMES[1].name
+            await settled(pilot)
+            await still(pilot)
+            assert too_faint(app.screen) == [], name
+            app.theme = THEMES[0].name
