@@ -9,7 +9,6 @@ from pathlib import PurePosixPath
 from engine.data.charset import MARKS
 from engine.data.generated import is_generated
 from engine.data.languages import BULKY_AS_DATA, NOTEBOOK
-from engine.data.secrets import is_secret_file
 
 HEAD_BYTES = 16_384
 "Bytes at the start of a file that its kind is told from."
@@ -165,9 +164,21 @@ _POINTERS = (
     b"version https://hawser.github.com/spec/",
     b"/annex/objects/",
 )
+_SECRET_FILES = re.compile(
+    r"^(?:\.env(?:\.(?!example|sample|template|dist|defaults?)[\w-]+)*|\.netrc|_netrc|\.pgpass|\.pypirc|\.npmrc|\.htpasswd"
+    r"|\.git-credentials|\.dockercfg|id_(?:rsa|dsa|ecdsa|ed25519)|[\w.-]+\.(?:pem|key|ppk|p12|pfx|jks|keystore|kdbx|asc|gpg)"
+    r"|[\w.-]*\.tfstate(?:\.backup)?|credentials|client_secrets?(?:_[\w.-]*)?\.json|service[_-]account[\w.-]*\.json"
+    r"|secrets?\.(?:ya?ml|json|toml|ini))$",
+    re.IGNORECASE,
+)
 _LONGEST_POINTER = 1024
 _MINIFIED_MEAN_LINE = 300
 "Bytes a line, on average; people write about 35."
+
+
+def is_secret_file(path: PurePosixPath) -> bool:
+    """Tells whether a file's name says that it holds credentials: .env, id_rsa, *.pem and the like."""
+    return _SECRET_FILES.match(path.name) is not None
 
 
 def reasons_by_path(path: PurePosixPath) -> Iterator[str]:

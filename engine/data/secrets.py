@@ -14,7 +14,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import PurePosixPath
 
 from engine.data.secret_rules import (
     announced,
@@ -52,20 +51,6 @@ class Secret:
     start: int
     end: int
     "Position after its last character."
-
-
-_SECRET_FILES = re.compile(
-    r"^(?:\.env(?:\.(?!example|sample|template|dist|defaults?)[\w-]+)*|\.netrc|_netrc|\.pgpass|\.pypirc|\.npmrc|\.htpasswd"
-    r"|\.git-credentials|\.dockercfg|id_(?:rsa|dsa|ecdsa|ed25519)|[\w.-]+\.(?:pem|key|ppk|p12|pfx|jks|keystore|kdbx|asc|gpg)"
-    r"|[\w.-]*\.tfstate(?:\.backup)?|credentials|client_secrets?(?:_[\w.-]*)?\.json|service[_-]account[\w.-]*\.json"
-    r"|secrets?\.(?:ya?ml|json|toml|ini))$",
-    re.IGNORECASE,
-)
-
-
-def is_secret_file(path: PurePosixPath) -> bool:
-    """Tells whether a file's name says that it holds credentials: .env, id_rsa, *.pem and the like."""
-    return _SECRET_FILES.match(path.name) is not None
 
 
 def find_secrets(text: str, language: str, allowed: Collection[str] = ()) -> list[Secret]:

@@ -11,8 +11,9 @@ from support.planted_secrets import BARE_PLACES, FORMATS, PLACES, fill, private_
 
 from engine.data.collect import collect
 from engine.data.documents import Edit, edited, read_document
+from engine.data.filters import is_secret_file
 from engine.data.safe_files import Folder
-from engine.data.secrets import PLACEHOLDER, Secret, find_secrets, hint, is_secret_file
+from engine.data.secrets import PLACEHOLDER, Secret, find_secrets, hint
 
 SEEDS = range(4)
 PRIVATE_KEYS = ("RSA PRIVATE KEY", "PRIVATE KEY", "OPENSSH PRIVATE KEY", "EC PRIVATE KEY", "PGP PRIVATE KEY BLOCK")
