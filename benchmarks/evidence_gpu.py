@@ -574,7 +574,7 @@ def main() -> int:
         print("seconds of a window:", {length: round(value, 4) for length, value in seconds.items()}, flush=True)
         jobs = jobs_of(worker, packages, seconds, given)
         if given.small:
-            chosen = ("growing", "mixed", "8K only", "rank 8")
+            chosen = ("growing", "mixed", "8K only", "rank 8", TRAINED, "1 epoch")
             jobs = [job for job in jobs if job.variant in chosen]
         print(f"{len(jobs)} runs, after {time.time() - began:.0f} s", flush=True)
         order = {(job.package, job.variant, job.seed): number for number, job in enumerate(jobs)}
