@@ -20,7 +20,7 @@ from engine.models.catalogue import ModelSpec, catalogue, find_model
 from engine.plan.cluster import NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
 from engine.plan.planner import TierPlan, TierTable, largest_context, tier_table
 from engine.plan.request import PlanRequest
-from engine.plan.schedule import Schedule, make_schedule
+from engine.plan.schedule import Addition, Schedule, make_schedule
 from engine.plan.search import HEADROOM, Budget
 from engine.plan.tiers import tiers
 from engine.plan.whole_time import whole_time
@@ -416,8 +416,7 @@ def print_schedule(schedule: Schedule) -> None:
     console.print(grid)
     if schedule.additions:
         adds = ", ".join(
-            f"{addition.plan.tier} {format_seconds(addition.updates * addition.plan.step_seconds)}"
-            f"{'' if addition.taken else ' (not taken)'}"
+            f"{addition.plan.tier} {format_seconds(addition.updates * addition.plan.step_seconds)}{_left_out(addition)}"
             for addition in schedule.additions
         )
         console.print(
@@ -426,6 +425,12 @@ def print_schedule(schedule: Schedule) -> None:
     for text in (schedule.note, schedule.longest.warning):
         if text:
             console.print(text, style="yellow")
+
+
+def _left_out(addition: Addition) -> str:
+    if addition.taken:
+        return ""
+    return " (beyond the trained length: --tier)" if addition.beyond_trained else " (not taken)"
 
 
 def _print_sum(console: Console, row: TierPlan, budget: Budget) -> None:

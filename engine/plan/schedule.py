@@ -2,6 +2,8 @@
 
 A context that grows over the run (GrowLength, arXiv 2310.00576): most updates are on short windows, where a token costs
 least, and the last ones on the longest windows that the hours, if any are given, and the repository's tokens allow.
+Windows longer than those that the model was trained with are for a tier that is asked for: in equal time they gave a
+model that was 5% worse on held-out windows of the trained length (docs/experiments.md).
 Pure arithmetic over `engine.plan.planner`.
 """
 
@@ -27,15 +29,12 @@ MOST_EPOCHS = 3.0
 LONG_UPDATES = 4
 "Updates from which a stage of long windows is worth its time."
 LONG_SHARE, MIDDLE_SHARE, SHORT_SHARE = 1 / 2, 1 / 4, 1 / 4
-"""Of the time and of the tokens: at most for the longest windows and for those between, at least for the short ones. No
-measurement stands behind them yet."""
+"""Of the time and of the tokens: at most for the longest windows and for those between, at least for the short ones.
+Up to the trained length, short windows alone gave a model no better (docs/experiments.md)."""
 RESERVE = 0.05
 "Share of the hours that is not planned with: steps differ by a few percent from their prediction."
 _UNLIMITED = 1e12
 "Seconds that stand for a run without a limit of hours."
-STRETCH = 16
-"""Times of the trained context up to which a schedule goes by itself. YaRN was shown to work up to 32 times (arXiv
-2309.00071, section 4), with more long updates than LONG_UPDATES."""
 _UPDATE_TOKENS = (8192, 4096, 2048, 1024, 512)
 "Tokens of a short update, the fewest for repositories and hours that allow too few updates of more."
 _WIDE = 16
@@ -84,6 +83,8 @@ class Addition:
     updates: int
     taken: bool
     "Whether the schedule goes that far."
+    beyond_trained: bool
+    "Whether the windows are longer than those that the model was trained with."
 
     def as_json(self) -> dict[str, Any]:
         """The addition as JSON values."""
@@ -94,6 +95,7 @@ class Addition:
             "updates": self.updates,
             "seconds": seconds,
             "taken": self.taken,
+            "beyond_trained": self.beyond_trained,
         }
 
 
@@ -258,8 +260,7 @@ class _Scheduler:
         if isinstance(tier, int) or (tier == "max" and table.ceiling is not None):
             return self._to(table, tier if isinstance(tier, int) else table.ceiling or 1)
         tops = [row for row in table.tiers if row.fits and row.tier is not None and row.tier <= (table.ceiling or 0)]
-        most = STRETCH * self._planning.spec.max_context
-        for top in reversed([row for row in tops if row.context <= most]):
+        for top in reversed([row for row in tops if row.context <= self._planning.spec.max_context]):
             stages, whole = self._grown(top, LONG_UPDATES)
             if stages:
                 return self._made(stages, whole, table)
@@ -326,7 +327,7 @@ class _Scheduler:
         rest = time - short * short_cost
         middle = self._between(like, base, top, whole, min(MIDDLE_SHARE * time, rest - least * long_cost))
         rest -= sum(stage.updates * self._cost(stage.plan, whole) for stage in middle)
-        long = max(least, self._count(top, LONG_SHARE * tokens, rest / long_cost))
+        long = max(least, min(short, self._count(top, LONG_SHARE * tokens, rest / long_cost)))
         stages = [*middle, Stage(plan=top, updates=long)]
         rest -= long * long_cost
         left = tokens - short * _tokens_of(base) - sum(stage.tokens for stage in stages)
@@ -352,7 +353,8 @@ class _Scheduler:
 
     def _bases(self, like: PlanRequest, longest: float) -> Iterator[TierPlan]:
         asked = self._planning.training.tokens_per_update
-        contexts = sorted({*SMALL_CONTEXTS, *(tier.context for tier in tiers()[:2])})
+        known = sorted({*SMALL_CONTEXTS, *(tier.context for tier in tiers()[:2])})
+        contexts = [context for context in known if context <= self._planning.spec.max_context] or known[:1]
         for tokens in (asked,) if asked else _UPDATE_TOKENS:
             allowed = [context for context in contexts if context <= min(max(tokens, contexts[0]), longest)]
             rows = [self._row(like, tokens, context) for context in allowed or contexts[:1]]
@@ -391,7 +393,12 @@ class _Scheduler:
                 f"{_tokens_of(base):,} in {epochs:g} epochs; learning needs about {LEAST_UPDATES}"
             )
         additions = [
-            Addition(plan=row, updates=LONG_UPDATES, taken=row.context <= top.context)
+            Addition(
+                plan=row,
+                updates=LONG_UPDATES,
+                taken=row.context <= top.context,
+                beyond_trained=row.context > self._planning.spec.max_context,
+            )
             for row in table.tiers
             if row.fits and row.context > base.context
         ]

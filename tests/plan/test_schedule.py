@@ -172,8 +172,19 @@ def test_scoring_evaluation_and_checkpoints_take_their_share_of_the_hours():
     assert full.seconds - full.step_seconds > bare.seconds - bare.step_seconds
 
 
-def test_a_schedule_does_not_stretch_a_model_without_limits_by_itself():
-    assert scheduled("h200", "phi-2", 30_000_000, 100).longest.context <= 16 * 2048
+@given(cards, models, tokens, st.one_of(st.none(), hours))
+@settings(max_examples=8)
+def test_windows_beyond_the_trained_length_are_for_a_tier_that_is_asked_for(card, model, repository_tokens, for_hours):
+    if for_hours is None and repository_tokens is None:
+        return
+    schedule = attempted(card, model, repository_tokens, for_hours)
+    if not isinstance(schedule, EliteError):
+        assert schedule.longest.context <= max(find_model(model).max_context, 512)
+        assert not schedule.longest.warning
+
+
+def test_a_tier_beyond_the_trained_length_is_taken_where_it_is_asked_for():
+    assert scheduled("h200", "phi-2", 30_000_000, 100).longest.context == 2048
     assert scheduled("h200", "phi-2", 30_000_000, 100, 7).longest.warning
 
 
