@@ -262,7 +262,7 @@ FAMILIES: dict[str, Family] = {
         from_config=_attention_bias,
     ),
     "gemma2": Family(
-        defaults={"attn_logit_softcapping": 50.0},
+        defaults={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         shape={"norms_per_layer": 4},
         kv_heads=4,
         head_dim=256,

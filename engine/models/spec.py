@@ -183,6 +183,8 @@ class ModelSpec:
     "Bias in the attention's output projection."
     mlp_bias: bool = False
     head_bias: bool = False
+    whole_head: bool = False
+    "Whether it scales or caps its logits after the last linear layer (engine.models.lm_head)."
     norm_bias: bool = False
     "Whether norms have a bias (LayerNorm) or not (RMSNorm)."
     norms_per_layer: int = 2

@@ -12,6 +12,10 @@ from engine.plan.activations import LOGIT_BYTES, Held, PeakCandidate, Phase, Wid
 from engine.plan.stream_plan import EMBEDDED_AT_ONCE
 from engine.plan.workload import Backend, Workload
 
+_WHOLE_HEAD = 4
+"""Tensors of logits where the head scales or caps them: tanh's result, the gradient written over the logits, and the
+results of two steps of the head's backward pass."""
+
 
 def tile_peaks(work: Workload, *, stash: bool, encoded: bool = False, keep: int = 0) -> tuple[PeakCandidate, ...]:
     """Returns the peak candidates of the streamed step, beyond its resident buffers.
@@ -235,7 +239,8 @@ def _tile_attention_forward(w: Widths, layer: Held, backend: Backend) -> PeakCan
 def _tile_loss(w: Widths, *, fused_loss: bool) -> PeakCandidate:
     """The final norm's output, its gradient, and the previous tile's gradient; a loss chunk's own tensors are small."""
     held = (("final norm and its gradients", 3 * w.hidden), *w.norm_copies(1))
-    return PeakCandidate(phase="loss", at="at the head", token=held, logit=w.element if fused_loss else LOGIT_BYTES)
+    logit = (_WHOLE_HEAD if w.spec.whole_head else 1) * w.element if fused_loss else LOGIT_BYTES
+    return PeakCandidate(phase="loss", at="at the head", token=held, logit=logit)
 
 
 def _tile_mlp_backward(w: Widths, entry: Held, attention: Held) -> PeakCandidate:

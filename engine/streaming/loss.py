@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import torch
@@ -80,9 +80,7 @@ def loss_and_gradient(
     Returns:
         The sum over the tile in nats, a scalar of fp32 or wider; the gradient, (tokens, hidden), in hidden's dtype.
     """
-    trains_head = any(p.requires_grad for p in head.parameters())
-    fused = isinstance(head, nn.Linear) and _has_fused_cross_entropy(hidden.device.type)
-    of_piece = _autograd_piece if not fused else _fused_trained_piece if trains_head else _fused_piece
+    of_piece = _way(head, hidden.device.type)
     gradient = torch.empty_like(hidden) if labelled is None else torch.zeros_like(hidden)
     total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     for part in _chunks(hidden.shape[0], piece, labelled):
@@ -137,6 +135,15 @@ def _chunks(tokens: int, piece: int, labelled: Tensor | None) -> Iterator[slice 
         yield from labelled.tensor_split(-(-len(labelled) // piece))
 
 
+def _way(head: nn.Module, device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Returns the function that handles a chunk: the leanest that the head and the device allow."""
+    trains_head = any(p.requires_grad for p in head.parameters())
+    alone = isinstance(head, nn.Linear)
+    if (trains_head and not alone) or not _has_fused_cross_entropy(device_type):
+        return _autograd_piece
+    return _fused_whole_piece if not alone else _fused_trained_piece if trains_head else _fused_piece
+
+
 def _autograd_piece(
     hidden: Tensor,
     labels: Tensor,
@@ -181,6 +188,33 @@ def _fused_trained_piece(
     torch.autograd.backward(logits, grad_logits.mul_(scale))
     assert leaf.grad is not None
     return loss, leaf.grad
+
+
+def _fused_whole_piece(
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    scale: float | Tensor,
+    label_smoothing: float,
+    factors: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Handles a frozen head that is more than a linear layer: one that scales or caps its logits."""
+    leaf = hidden.detach().requires_grad_()
+    saved: set[int] = set()
+
+    def seen(tensor: Tensor) -> Tensor:
+        saved.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+        logits = head(leaf)
+    over = logits.detach().contiguous()
+    if over.untyped_storage().data_ptr() in saved:  # the head's backward pass reads what the kernel would overwrite
+        over = over.clone()
+    loss, grad_logits = _gradient_over_logits(over, labels, label_smoothing, factors)
+    torch.autograd.backward(logits, grad_logits)
+    assert leaf.grad is not None
+    return loss, leaf.grad.mul_(scale)
 
 
 def _gradient_over_logits(

@@ -19,6 +19,7 @@ from engine.models.expert_stacks import CHOSEN_EXPERTS, stacks_of
 from engine.models.families import setting_refusals
 from engine.models.layer_settings import largest_of_layers
 from engine.models.layers import decoder_layers, expert_weights
+from engine.models.lm_head import WholeHead, split_head
 from engine.models.rope import fixed_rope_context, rope_type
 from engine.models.shared_kv import kv_owners
 from engine.models.spec import LayerKind, Linear, as_spec
@@ -92,6 +93,7 @@ def _shape(config: Any, model: Any, layers: list[nn.Module], *, adapts_mlp: bool
         "sliding_window": max(windows, default=None),
         "full_attention_layers": len(layers) - len(windows),
         "head_bias": getattr(head, "bias", None) is not None,
+        "whole_head": isinstance(split_head(model)[1], WholeHead),
         "norm_bias": any(name.endswith("bias") for name in norms),
         "adapts_mlp": adapts_mlp,
         "kinds": [dataclasses.asdict(kind) for kind in kinds],

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.families import VARIANTS, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from engine.models.config_reader import spec_from_config
 from engine.models.lm_head import split_head, summed_cross_entropy
+from engine.verify.observed_shape import observed_shape
 
 SIZES = {
     "vocab_size": 53,
@@ -82,3 +85,29 @@ def test_logits_that_change_after_the_last_layer_are_the_models_own(family, chan
     found = torch.autograd.grad(summed_cross_entropy(hidden, head, ids[0], piece=5), list(model.parameters()))
     for one, other in zip(found, wanted, strict=True):
         assert (one - other).norm() <= 1e-5 * other.norm()
+
+
+@torch.no_grad()
+def _logits_change_after_the_last_layer(model):
+    model.eval()
+    ids = torch.randint(0, model.config.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    return not torch.equal(model(input_ids=ids, use_cache=False).logits, model.get_output_embeddings()(hidden))
+
+
+@pytest.mark.parametrize(("family", "number"), VARIANTS)
+def test_the_plan_knows_which_listed_family_changes_its_logits(family, number):
+    config = tiny_config(family, number)
+    changed = _logits_change_after_the_last_layer(AutoModelForCausalLM.from_config(config))
+    assert spec_from_config(config.to_dict(), name="").whole_head is changed
+    if family in ("gemma2", "granite") and number == 0:  # as in most files of these families: by the default
+        written = {key: value for key, value in config.to_dict().items() if key != "final_logit_softcapping"}
+        assert spec_from_config(written, name="").whole_head is (family == "gemma2" or changed)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [*CHANGED, *((family, {}) for family in ("cohere", "qwen3", "gemma3_text"))]
+)
+def test_the_plan_sees_it_in_a_family_that_is_not_listed(family, changes):
+    model = _model(family, **changes)
+    assert observed_shape(model.config, adapts_mlp=True)["whole_head"] is _logits_change_after_the_last_layer(model)

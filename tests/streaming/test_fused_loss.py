@@ -27,6 +27,22 @@ cross_entropy_kernel._BLOCK = 16  # of a vocabulary of 50: whole blocks and a pa
 assert loss.kernel_is_right(torch.device("cpu"))
 
 
+class Whole(nn.Module):
+    # A head that does more than its linear layer.
+
+    def __init__(self, after):
+        super().__init__()
+        self.last, self.after = nn.Linear(16, 50, bias=False), after
+        self.requires_grad_(False)
+
+    @property
+    def weight(self):
+        return self.last.weight
+
+    def forward(self, hidden):
+        return self.after(self.last(hidden))
+
+
 def run(head, fused, smoothing, coefficients):
     head.weight.grad = None
     loss._has_fused_cross_entropy = lambda device: fused
@@ -40,11 +56,24 @@ for trained, smoothing, given in itertools.product((False, True), (0.0, 0.1), (N
     head = nn.Linear(16, 50, bias=False).requires_grad_(trained)
     for found, expected in zip(run(head, True, smoothing, given), run(head, False, smoothing, given), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-6)
+
+AFTER = {
+    "caps": lambda x: torch.tanh(x / 3.0) * 3.0,
+    "scales": lambda x: x / 7.0,
+    "saves what it returns": lambda x: torch.exp(x / 50.0),  # which its backward pass reads
+    "returns its columns first": lambda x: (x.T.contiguous() * 2.0).T,
+}
+for after, smoothing, given in itertools.product(AFTER.values(), (0.0, 0.1), (None, weights)):
+    head = Whole(after)
+    kept = head.weight.clone()
+    for found, expected in zip(run(head, True, smoothing, given), run(head, False, smoothing, given), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-6)
+    assert torch.equal(head.weight, kept)
 """
 
 
 def test_the_kernels_loss_and_gradients_are_torchs():
-    """Of a frozen head and of a trained one, with and without label smoothing, and weights of either sign."""
+    """Of frozen, trained, scaling and capping heads, with and without label smoothing, and weights of either sign."""
     environment = os.environ | {"TRITON_INTERPRET": "1"}  # read when triton is imported
     command = [sys.executable, "-c", CHILD]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
