@@ -70,7 +70,7 @@ def _project(x: Tensor, factor: Tensor, rank: int) -> Tensor:
     """
     product = _wide_product(x, factor.T)
     if factor.shape[0] == rank:
-        return product
+        return product.to(x.dtype)
     halves, both = product.view(-1, 2, rank), x.new_empty((product.shape[0], 2, rank))
     # One kernel adds, rounds and writes both copies, because short tiles are bound by kernel launches.
     torch.add(halves[:, :1].expand_as(both), halves[:, 1:].expand_as(both), out=both)
