@@ -46,11 +46,12 @@ def run(case: dict, pipe) -> None:
         fields = dict(case.get("plan", {}))
         machine = machine_of(case)
         if "card" in case:
-            plan = chosen(machine, spec, case)
+            layout = chosen(machine, spec, case)
+            plan, table_on_host = layout.stream, layout.table_home == "host"
         else:
             streamed = "streamed" in fields.get("weights", "resident")
             weights = base_weights(four_bit=placement.precision == "nf4", streamed=streamed)
-            plan = StreamPlan(**{**fields, "weights": weights})
+            plan, table_on_host = StreamPlan(**{**fields, "weights": weights}), False
         predicted = predict(machine, spec, plan, case)
         result = streaming.measure_step(
             spec,
@@ -63,6 +64,7 @@ def run(case: dict, pipe) -> None:
             fused=case.get("fused", True),
             spill_directory=Path("/tmp"),
             lora=LoraSection(**case.get("lora", {})),
+            table_on_host=table_on_host,
         )
         result["predicted"] = predicted
         if case.get("floor"):
@@ -104,13 +106,13 @@ def request(machine: Any, spec: Any, case: dict) -> Any:
 
 
 def chosen(machine: Any, spec: Any, case: dict) -> Any:
-    """The plan that the planner chooses for the card."""
+    """The layout that the planner chooses for the card."""
     from engine.plan.planner import plan_context
 
     row = plan_context(request(machine, spec, case), case["context"])
     if not row.fits:
         raise SystemExit(f"does not fit: {row.reason}")
-    return row.layout.stream
+    return row.layout
 
 
 def predict(machine: Any, spec: Any, plan: Any, case: dict) -> dict[str, Any]:

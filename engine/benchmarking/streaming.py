@@ -20,6 +20,7 @@ from engine.config import LoraSection
 from engine.models.adapter import attach_adapter
 from engine.models.fused import fuse_kernels
 from engine.models.grouped_products import Groups, grouped_product
+from engine.models.layer_input_table import look_up_on_host
 from engine.models.placement import Placement
 from engine.models.random import random_model
 from engine.models.spec import ModelSpec
@@ -46,6 +47,7 @@ def measure_step(
     spill_directory: Path | None = None,
     lora: LoraSection | None = None,
     base: PreTrainedModel | None = None,
+    table_on_host: bool = False,
 ) -> dict[str, Any]:
     """Runs full exact steps with a LoRA adapter.
 
@@ -62,6 +64,7 @@ def measure_step(
         spill_directory: Folder of the files of homes on disk.
         lora: The adapter; None for `rank` on all linear layers.
         base: The model without an adapter, if it is there already; it has none afterwards.
+        table_on_host: Whether the table of single layers' inputs stays on the host, if the model has one.
 
     Raises:
         EliteError: OUT_OF_MEMORY.
@@ -69,12 +72,14 @@ def measure_step(
     device, lora = placement.device, lora or LoraSection(rank=rank)
     limit_memory(device, vram_cap)
     rss_before = psutil.Process().memory_info().rss
-    weights_device = torch.device("cpu") if plan.streams_weights else device
+    weights_device = torch.device("cpu") if plan.streams_weights or table_on_host else device
     torch.manual_seed(0)  # the same weights for every layout
     began = time.perf_counter()
     if base is None:
         base = random_model(spec, placement, layers=layers, weights_device=weights_device)
         synchronize(device)
+    if table_on_host:
+        look_up_on_host(base, device, rest_on_host=plan.streams_weights)
     built = time.perf_counter() - began
     fused = fused and fuse_kernels(base, device)
     model = attach_adapter(base, lora, seed=0).train()
