@@ -6,7 +6,8 @@ Each row is one way at one length: a micro-step of `tokens` tokens in rows (docu
 weights, LoRA r=16 on all linear layers, random weights, forward, backward and an AdamW update. The rival is what
 its users run: NF4 by bitsandbytes, `prepare_model_for_kbit_training` (gradient checkpointing, and once more without),
 SDPA attention, rows as a batch, as many updates' tokens at once as its loss has memory for. Each way runs in a process
-of its own.
+of its own. Where unsloth can be imported it is a rival too (`--ways unsloth "unsloth, activations kept"`): random
+weights of the same shapes written to a folder once, `FastLanguageModel` with its own checkpointing or without.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
+import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -26,11 +30,43 @@ ROWS = ((2048, 16384), (4096, 16384), (8192, 16384), (16384, 16384), (2048, 8192
 
 RIVALS = ("transformers + peft, checkpointing", "transformers + peft, activations kept")
 
+UNSLOTH = ("unsloth", "unsloth, activations kept")
+
 RIVAL_TOKENS = 8192
 """Tokens that transformers' loss can take at once in 80 GB: it holds several fp32 tensors of tokens x vocabulary."""
 
 
+def unsloth_model(way: str, spec: Any, layers: int | None) -> Any:
+    """Opens random weights of `spec`'s shapes as unsloth's users do; it must be imported before transformers."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1"}
+    from unsloth import FastLanguageModel
+
+    from engine.assets import asset
+    from engine.models.placement import choose_placement
+    from engine.models.random import random_model
+
+    folder = Path(tempfile.gettempdir()) / f"elite-rival-{spec.name}-{layers or spec.layers}"
+    if not (folder / "config.json").is_file():
+        written = random_model(spec, choose_placement("cuda", "bf16"), layers=layers)
+        written.config.max_position_embeddings = 32768  # unsloth makes tables of all positions
+        written.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(asset("demo-model", name), folder)
+    longest = max(row for row, _ in ROWS)
+    model, _ = FastLanguageModel.from_pretrained(str(folder), max_seq_length=longest, load_in_4bit=True)
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=16,
+        lora_alpha=32,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        use_gradient_checkpointing="unsloth" if way == UNSLOTH[0] else False,
+    ).train()
+
+
 def run(way: str, model_name: str, layers: int | None, pipe: Any) -> None:
+    if way in UNSLOTH:
+        import unsloth  # noqa: F401 - patches what is imported after it
+
     import torch
 
     from engine.benchmarking.machine import describe_machine
@@ -46,8 +82,10 @@ def run(way: str, model_name: str, layers: int | None, pipe: Any) -> None:
 
     spec, placement = find_model(model_name), choose_placement("cuda", "nf4")
     device = placement.device
-    base = random_model(spec, placement, layers=layers)
-    if way in RIVALS:
+    base = None if way in UNSLOTH else random_model(spec, placement, layers=layers)
+    if way in UNSLOTH:
+        model = unsloth_model(way, spec, layers)
+    elif way in RIVALS:
         from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
         base.is_loaded_in_4bit = True  # as `from_pretrained` says; without it PEFT would not checkpoint
@@ -77,7 +115,7 @@ def run(way: str, model_name: str, layers: int | None, pipe: Any) -> None:
         result |= {"row": row, "tokens": tokens, **describe_machine(device)}
         try:
             reset_peak(device)
-            if way in RIVALS:
+            if way in RIVALS + UNSLOTH:
                 seconds = timed(whole, device)
             else:
                 keep = spec.layers if way.endswith("kept") else 0
