@@ -61,8 +61,8 @@ EPOCHS: dict[str, dict[str, Any]] = {
     "5 epochs": {"training.epochs": 5.0},
 }
 "Of all packages."
-TRAINED = "to the trained length"
-"Growing windows, none longer than those that the model was trained with."
+BEYOND = "beyond the trained length"
+"Growing windows, the last ones four times as long as those that the model was trained with."
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 
@@ -395,7 +395,7 @@ def jobs_of(worker: Worker, packages: list[str], seconds: dict[int, float], give
                     "training.epochs": 1000.0,
                 }
                 found[seed].append(Job(package, name, seed, settings))
-            found[seed].append(Job(package, TRAINED, seed, {**small, **within(schedule.stages, spec, seconds)}))
+            found[seed].append(Job(package, BEYOND, seed, {**small, **beyond(schedule.stages, spec, seconds)}))
             found[seed] += [Job(package, name, seed, {**small, **EPOCHS[name]}) for name in EPOCHS]
             if package in FACTORS:
                 found[seed] += [Job(package, name, seed, {**small, **settings}) for name, settings in VARIANTS.items()]
@@ -405,12 +405,12 @@ def jobs_of(worker: Worker, packages: list[str], seconds: dict[int, float], give
     return [job for seed in sorted(found) for job in found[seed] if not given.only or job.variant in asked]
 
 
-def within(stages: Any, spec: Any, seconds: dict[int, float]) -> dict[str, Any]:
-    """Settings of stages up to the trained length, which take the time of the longer ones."""
-    most = spec.max_context
-    times = {min(stage.context, most): 0.0 for stage in stages}
-    for stage in stages:
-        times[min(stage.context, most)] += stage.updates * stage.plan.windows_per_step * cost(seconds, stage.context)
+def beyond(stages: Any, spec: Any, seconds: dict[int, float]) -> dict[str, Any]:
+    """Settings of stages that give half of their time to windows of four times the trained length."""
+    longest = 4 * spec.max_context
+    shares = [(stage.context, stage.updates * stage.plan.windows_per_step / 2) for stage in stages]
+    times = {context: windows * cost(seconds, context) for context, windows in shares}
+    times[longest] = sum(times.values())
     made = [f"{length}:{max(1, round(time / cost(seconds, length)))}" for length, time in times.items()]
     return {"training.stages": made, "training.tokens_per_update": stages[0].context}
 
@@ -512,9 +512,10 @@ def print_tables(document: dict[str, Any]) -> None:
     for row in document["runs"]:
         if row["variant"] == "growing" and row["seed"] == 0 and "problem" not in row:
             found = row["perplexity"]
-            ends = found["change_interval"] or {"low": math.nan, "high": math.nan}
+            ends = found["change_interval"]
+            between = f"{ends['low']:+.1%} to {ends['high']:+.1%}" if ends else "too few files"
             print(f"{row['package']:14} {found['base']:.3f} {found['tuned']:.3f} {found['change']:+.1%} "
-                  f"({ends['low']:+.1%} to {ends['high']:+.1%}); {row['predicted_seconds']:.0f} {row['seconds']:.0f}; "
+                  f"({between}); {row['predicted_seconds']:.0f} {row['seconds']:.0f}; "
                   f"a step {row['predicted_step_seconds']:.3f} {row['update_seconds'] / row['updates']:.3f}; "
                   f"{row['stages']}")  # fmt: skip
     for row in document["marks"]:
@@ -574,7 +575,7 @@ def main() -> int:
         print("seconds of a window:", {length: round(value, 4) for length, value in seconds.items()}, flush=True)
         jobs = jobs_of(worker, packages, seconds, given)
         if given.small:
-            chosen = ("growing", "mixed", "8K only", "rank 8", TRAINED, "1 epoch")
+            chosen = ("growing", "mixed", "8K only", "rank 8", BEYOND, "1 epoch")
             jobs = [job for job in jobs if job.variant in chosen]
         print(f"{len(jobs)} runs, after {time.time() - began:.0f} s", flush=True)
         order = {(job.package, job.variant, job.seed): number for number, job in enumerate(jobs)}
