@@ -196,9 +196,9 @@ def measured_table() -> str:
     return "\n".join(lines)
 
 
-def short_context_table() -> str:
+def short_context_table(name: str = "short-context-h200") -> str:
     """A row for each length, a column for each way that has been measured."""
-    found = json.loads((RESULTS / "short-context-h200.json").read_text())
+    found = json.loads((RESULTS / f"{name}.json").read_text())
     ways = list(dict.fromkeys(row["way"] for row in found))
     cells = {(row["row"], row["tokens"], row["way"]): row for row in found}
     lines = ["| tokens a row | tokens an update | " + " | ".join(ways) + " |", "|---" * (2 + len(ways)) + "|"]

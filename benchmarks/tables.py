@@ -301,6 +301,7 @@ TABLES = (
     (ROOT / "docs" / "experiments.md", "rate table", partial(evidence_table, "evidence-rate-h200")),
     (ROOT / "docs" / "experiments.md", "trained length table", partial(evidence_table, "evidence-trained-h200")),
     (ROOT / "docs" / "benchmarks.md", "short contexts table", short_context_table),
+    (ROOT / "docs" / "benchmarks.md", "unsloth table", partial(short_context_table, "short-context-unsloth-h200")),
     (ROOT / "docs" / "benchmarks.md", "filling table", filling_table),
     (ROOT / "docs" / "benchmarks.md", "ablation table", ablation_table),
     (ROOT / "docs" / "benchmarks.md", "probe table", probe_table),
