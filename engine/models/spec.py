@@ -105,7 +105,9 @@ class LayerBytes:
     backward_attention: int
     "When the backward pass of attention begins, the gradient of its output included."
     kernels: bool = False
-    "Whether kernels compute its recurrent layers and norms (engine.models.recurrent_kernels)."
+    "Whether kernels compute its recurrent layers (engine.models.recurrent_kernels)."
+    norms: bool = False
+    "Whether a kernel computes its RMSNorms (engine.models.fused)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +212,7 @@ class ModelSpec:
     outside: int = 0
     "Parameters outside the decoder layers, where `kinds` is given."
     counted: tuple[LayerBytes, ...] = ()
-    "What its largest layer holds, where `kinds` is given; one entry for each width of activations."
+    "What its largest layer holds, where `kinds` is given; entries for widths of activations and kernels."
 
     attended: tuple[AttendedShape, ...] = ()
     "The attention of its layers, where layers differ in more than the window; else the fields above describe it."
@@ -451,16 +453,16 @@ class ModelSpec:
         on_experts = self.lora_parameters(rank, targets, expert_rank) - on_linears
         return on_linears + on_experts * self.experts_per_token // max(1, self.experts)
 
-    def counted_in(self, element: int, *, kernels: bool = False) -> LayerBytes | None:
+    def counted_in(self, element: int, *, kernels: bool = False, norms: bool = False) -> LayerBytes | None:
         """What its largest layer holds with activations of this many bytes; None where lists describe its family.
 
         Args:
             element: Bytes of an activation.
-            kernels: Whether kernels compute its recurrent layers and norms; counted where it has such layers.
+            kernels: Whether kernels compute its recurrent layers; counted where it has such layers.
+            norms: Whether a kernel computes its RMSNorms; counted where it has some that the kernel can.
         """
         fitting = [each for each in self.counted if each.element == element]
-        served = [each for each in fitting if each.kernels == kernels]
-        return next(iter(served or fitting), None)
+        return max(fitting, key=lambda each: (each.kernels == kernels, each.norms == norms), default=None)
 
 
 def _parameters(linears: Sequence[Linear]) -> int:

@@ -96,7 +96,7 @@ class Widths:
         # The streamed step splits each 16-bit factor in two (rounded value, remainder), so its projection exists twice.
         self.inner = rank * element * (1 if autocast or element == 4 else 2)
         self.logsumexp = 4 * spec.heads
-        self.counted = spec.counted_in(element, kernels=kernels)
+        self.counted = spec.counted_in(element, kernels=kernels, norms=fused or served)
         "What a layer of a family without a list was seen to hold; its attention's output is among what it saves."
 
     @property

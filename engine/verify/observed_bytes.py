@@ -8,10 +8,10 @@ planner knows that for every family.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from engine.attention.rule import chunk_of
+from engine.models.fused import is_rms_norm
 from engine.models.layers import decoder_layers
 from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
@@ -62,29 +63,19 @@ def observed_bytes(config: Any, targets: Sequence[str]) -> tuple[list[Attended],
         targets: Names of the linear layers that adapters go on.
 
     Returns:
-        The calls of the attention function, layer by layer; what the largest layer holds, in 16 bits and in 32, and
-        for recurrent layers in 16 bits with the kernels of engine.models.recurrent_kernels.
+        The calls of the attention function, layer by layer; what the largest layer holds, in 16 bits and in 32, and in
+        16 bits also with the kernel of engine.models.fused for its norms, with those of engine.models.recurrent_kernels
+        for its recurrent mixers, and with both, where it has such parts.
     """
     AttentionInterface.register(_IMPLEMENTATION, _attention)
     AttentionMaskInterface.register(_IMPLEMENTATION, lambda *_, **__: None)
     with _without_numbers():
         calls, narrow = _in_dtype(config, targets, torch.bfloat16)
         _, wide = _in_dtype(config, targets, torch.float32)
-        if not _recurs(config):
-            return calls, (narrow, wide)
-        _, served = _in_dtype(config, targets, torch.bfloat16, kernels=True)
-    return calls, (narrow, wide, served)
+    return calls, (*narrow, *wide)
 
 
-def _recurs(config: Any) -> bool:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-    return any(recurrent_mixers(decoder_layers(model)))
-
-
-def _in_dtype(
-    config: Any, targets: Sequence[str], dtype: torch.dtype, *, kernels: bool = False
-) -> tuple[list[Attended], LayerBytes]:
+def _in_dtype(config: Any, targets: Sequence[str], dtype: torch.dtype) -> tuple[list[Attended], list[LayerBytes]]:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, trust_remote_code=False)
     model.config.use_cache = False
@@ -92,17 +83,31 @@ def _in_dtype(
     model.config._attn_implementation = _IMPLEMENTATION
     model.requires_grad_(requires_grad=False).train()
     layers = list(_one_of_each(decoder_layers(model)))
-    serve(mixer for of_layer in recurrent_mixers(layers) for mixer in of_layer)
+    mixers = [mixer for of_layer in recurrent_mixers(layers) for mixer in of_layer]
+    serve(mixers)
     # Recorded before the adapters are there, and of the whole model: a layer's arguments depend on its number.
     passed = [_arguments(model, layers, length, dtype) for length in _LENGTHS]
-    calls, counted = list(_calls), []
-    for number, layer in enumerate(layers):
+    calls = list(_calls)
+    for layer in layers:
         _adapt(layer, targets)
-        with kernels_stand_in(layer) if kernels else contextlib.nullcontext():
+    # In fp32 a norm saves its input itself, whatever computes it.
+    narrow = dtype.itemsize == 2
+    normed = narrow and any(is_rms_norm(part) for layer in layers for part in layer.modules())
+    served = itertools.product((False, True) if mixers and narrow else (False,), (False, True) if normed else (False,))
+    return calls, [_with_kernels(layers, passed, dtype, kernels=mixed, norms=norms) for mixed, norms in served]
+
+
+def _with_kernels(
+    layers: Sequence[nn.Module], passed: Sequence[Sequence[_Call]], dtype: torch.dtype, *, kernels: bool, norms: bool
+) -> LayerBytes:
+    """Counts what the largest layer holds where kernels compute its recurrent mixers, its norms, both or neither."""
+    counted = []
+    for number, layer in enumerate(layers):
+        with kernels_stand_in(layer, mixers=kernels, norms=norms):
             short, long = (_run(layer, *given[number]) for given in passed)
         counted.append([(b - a) // (_LENGTHS[1] - _LENGTHS[0]) for a, b in zip(short, long, strict=True)])
     forward, forward_attention, saved, backward, backward_attention = (max(each) for each in zip(*counted, strict=True))
-    return calls, LayerBytes(
+    return LayerBytes(
         element=dtype.itemsize,
         forward=forward,
         forward_attention=forward_attention,
@@ -110,6 +115,7 @@ def _in_dtype(
         backward=backward,
         backward_attention=backward_attention,
         kernels=kernels,
+        norms=norms,
     )
 
 
@@ -271,4 +277,5 @@ def _run(layer: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -
     finally:
         _probe.clear()
         linears.close()
+        layer.zero_grad()  # adapters' gradients are made in every run, so that no difference of two runs holds them
     return without.live.peak, without.forward, saved, with_graph.live.peak, with_graph.backward

@@ -29,27 +29,34 @@ _CONVOLVED = 64
 
 
 @contextlib.contextmanager
-def kernels_stand_in(layer: nn.Module) -> Iterator[None]:
-    """Within it, stand-ins serve a decoder layer's norms, and its recurrent mixers, which get a cache."""
-    mixers = recurrent_mixers([layer])[0]
+def kernels_stand_in(layer: nn.Module, *, mixers: bool = True, norms: bool = True) -> Iterator[None]:
+    """Within it, stand-ins serve a decoder layer.
+
+    Args:
+        layer: The layer.
+        mixers: Whether they serve its recurrent mixers, which get a cache, and the norms with gates in them.
+        norms: Whether they serve its RMSNorms.
+    """
+    served = recurrent_mixers([layer])[0] if mixers else ()
     with contextlib.ExitStack() as stack:
-        for mixer in mixers:
+        for mixer in served:
             module = sys.modules[type(mixer.module).__module__]
             stack.enter_context(_replaced(module, "causal_conv1d_fn", _convolve))
             stack.enter_context(_replaced(module, "torch_chunk_gated_delta_rule", _rule))
-        for part in layer.modules():
-            if is_gated_norm(part):
-                stack.enter_context(_replaced(type(part), "forward", _gated_norm))
-            elif is_rms_norm(part):
-                stack.enter_context(_replaced(type(part), "forward", _norm))
-        stack.enter_context(routed(mixers, _WithCache()))
+        gated = {type(part) for part in layer.modules() if is_gated_norm(part)} if mixers else ()
+        plain = {type(part) for part in layer.modules() if is_rms_norm(part)} if norms else ()
+        for norm in gated:
+            stack.enter_context(_replaced(norm, "forward", _gated_norm))
+        for norm in plain:
+            stack.enter_context(_replaced(norm, "forward", _norm_or(norm.forward)))
+        stack.enter_context(routed(served, _WithCache()))
         yield
 
 
 @contextlib.contextmanager
 def _replaced(owner: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[None]:
     own = vars(owner).get(name)
-    if own is None or own is stand_in:
+    if own is None or own is stand_in:  # of several mixers, the first has replaced it
         yield
         return
     setattr(owner, name, stand_in)
@@ -155,9 +162,15 @@ class _Convolution(Function):
         return dx, None
 
 
-def _norm(module: nn.Module, x: Tensor) -> Tensor:
-    found: Tensor = _Norm.apply(x, module.weight)  # type: ignore[no-untyped-call]
-    return found
+def _norm_or(own: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the stand-in of a class of norms, of which those without weights compute their own."""
+
+    def norm(module: nn.Module, x: Tensor) -> Tensor:
+        weight = getattr(module, "weight", None)
+        found: Tensor = own(module, x) if weight is None else _Norm.apply(x, weight)  # type: ignore[no-untyped-call]
+        return found
+
+    return norm
 
 
 def _gated_norm(module: nn.Module, x: Tensor, gate: Tensor) -> Tensor:

@@ -100,8 +100,11 @@ def test_a_folder_of_every_admitted_family_is_planned(family, tmp_path, monkeypa
     assert spec.with_layers(2).layers == 2
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "phi", "starcoder2"])
-def test_what_a_layer_is_seen_to_hold_is_what_the_lists_of_listed_families_say(family):
+@pytest.mark.parametrize(
+    ("family", "served"),
+    [("llama", False), ("llama", True), ("qwen3", False), ("qwen3", True), ("phi", False), ("starcoder2", False)],
+)
+def test_what_a_layer_is_seen_to_hold_is_what_the_lists_of_listed_families_say(family, served):
     """Two ways to the same bytes: the lists, derived by hand and compared with real steps, and the observation."""
     from engine.plan.tile_peaks import tile_peaks
     from engine.plan.workload import Workload
@@ -120,7 +123,8 @@ def test_what_a_layer_is_seen_to_hold_is_what_the_lists_of_listed_families_say(f
     )
     _, counted = observed_bytes(config, [linear.name for linear in spec.linears])
     seen = dataclasses.replace(spec, counted=counted)
-    work = {"context": 1, "compute_type": "bf16", "lora_parameters": 1, "fused_kernels": False}
+    kernels = {"fused_kernels": False, "served_norms": served}
+    work = {"context": 1, "compute_type": "bf16", "lora_parameters": 1, **kernels}
     for stash in (True, False):
         listed, observed = (tile_peaks(Workload(spec=each, **work), stash=stash) for each in (spec, seen))
         for phase in ("forward", "backward"):
