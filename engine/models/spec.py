@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -207,14 +207,15 @@ class ModelSpec:
     "Width of one expert's MLP, which is gated and has no bias."
     adapts_mlp: bool = True
     "Whether adapters go on the linear layers of MLPs; in families with experts they stay on attention."
-    kinds: tuple[LayerKind, ...] = ()
+    # What a name and sizes tell apart anyway is left out of the hash, of which a planner takes thousands.
+    kinds: tuple[LayerKind, ...] = field(default=(), hash=False)
     "Its decoder layers as they are built, where its family is not listed; the fields above then only describe them."
     outside: int = 0
     "Parameters outside the decoder layers, where `kinds` is given."
-    counted: tuple[LayerBytes, ...] = ()
+    counted: tuple[LayerBytes, ...] = field(default=(), hash=False)
     "What its largest layer holds, where `kinds` is given; entries for widths of activations and kernels."
 
-    attended: tuple[AttendedShape, ...] = ()
+    attended: tuple[AttendedShape, ...] = field(default=(), hash=False)
     "The attention of its layers, where layers differ in more than the window; else the fields above describe it."
     softcap: float | None = None
     "Bound of its attention scores; None for none."
@@ -224,7 +225,7 @@ class ModelSpec:
     "Width of the input that each layer takes beside the hidden states (per-layer embeddings); 0 for none."
     recurrent: RecurrentShape | None = None
     "Its recurrent layers; None if there are none."
-    settings: tuple[tuple[str, Any], ...] = ()
+    settings: tuple[tuple[str, Any], ...] = field(default=(), hash=False)
     "Keys and values of its config.json, for a model of the catalogue whose family is not listed."
 
     @property

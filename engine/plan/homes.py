@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,9 @@ from engine.plan.stream_plan import BaseWeights, Home, StreamPlan
 from engine.plan.workload import Workload
 
 _CHECKPOINT_EVERY = (1, 2, 4, 8)
+
+Grain = tuple[int, int, int]
+"""Tile, key block and loss chunk."""
 
 
 class Homes(NamedTuple):
@@ -37,20 +41,32 @@ class Homes(NamedTuple):
         always = (self.hidden, self.gradient)
         return (*always, self.saved) if self.stash else always
 
-    def plan(self, work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> StreamPlan:
-        """Returns the plan, with the default grain."""
-        return StreamPlan(
-            weights=weights,
-            weights_home=self.weights,
-            kv_home=self.kv,
-            hidden_home=self.hidden,
-            gradient_home=self.gradient,
-            checkpoint_every=self.every,
-            stash=self.stash,
-            stash_home=self.saved,
-            activation_bits=work.activation_bits,
-            attention=fixed.get("attention", "auto"),
-        )
+    def plan(self, work: Workload, weights: BaseWeights, fixed: Mapping[str, Any], grain: Grain) -> StreamPlan:
+        """Returns the plan of these homes with a grain."""
+        return _plan(self, grain, weights, work.activation_bits, fixed.get("attention", "auto"))
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    homes: Homes, grain: Grain, weights: BaseWeights, activation_bits: Literal[16, 8, 4], attention: str
+) -> StreamPlan:
+    """Makes a plan. Cached, since the contexts of a table have most of their plans in common."""
+    tile, key_block, loss_piece = grain
+    return StreamPlan(
+        tile=tile,
+        key_block=key_block,
+        loss_piece=loss_piece,
+        weights=weights,
+        weights_home=homes.weights,
+        kv_home=homes.kv,
+        hidden_home=homes.hidden,
+        gradient_home=homes.gradient,
+        checkpoint_every=homes.every,
+        stash=homes.stash,
+        stash_home=homes.saved,
+        activation_bits=activation_bits,
+        attention=attention,
+    )
 
 
 def all_homes(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[Homes]:

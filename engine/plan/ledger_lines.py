@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from engine.models.attended import AttendedShape
+from engine.models.spec import ModelSpec
 from engine.plan.activations import Held
 from engine.plan.step_passes import saves_kv
 from engine.plan.stream_plan import EMBEDDED_AT_ONCE, BaseWeights, Home, StreamPlan, in_4_bits, streams
@@ -235,7 +236,7 @@ def key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Pl
     whatever the home of whole layers. Keys and values that later layers attend to are kept until the step's end.
     """
     _, ring = layers_of_ring(work.spec, plan.tile, work.context)
-    whole, ringed, lent = _cached_kinds(work.spec.attentions, rings=ring is not None)
+    whole, ringed, lent = _cached_kinds(work.spec, rings=ring is not None)
     yield from _whole_layer_parts(work, plan, key_block, device, whole, _ONE_LAYER)
     yield from _whole_layer_parts(work, plan, key_block, device, lent, _LENT)
     if ring is not None:
@@ -244,9 +245,10 @@ def key_value_parts(work: Workload, plan: StreamPlan, key_block: int, device: Pl
 
 @functools.lru_cache
 def _cached_kinds(
-    kinds: tuple[AttendedShape, ...], *, rings: bool
+    spec: ModelSpec, *, rings: bool
 ) -> tuple[list[AttendedShape], list[AttendedShape], list[AttendedShape]]:
     """Returns a kind of each shape that is cached whole, one of each that is in rings, and each layer that lends."""
+    kinds = spec.attentions
     own = [kind for kind in kinds if kind.use == "own"]
     ringed = [kind for kind in own if rings and kind.window is not None]
     lent = [kind for kind in kinds if kind.use == "lent" for _ in range(kind.layers)]
@@ -384,7 +386,7 @@ def home_parts(work: Workload, plan: StreamPlan, tile: int) -> Iterator[Line]:
     )
     if plan.stash:
         saves = tuple(saves_kv(kind, work, plan) for kind in spec.attentions)
-        outputs, saved = _saved_bytes(spec.attentions, saves, element)
+        outputs, saved = _saved_bytes(spec, saves, element)
         for name, found in (("stash: attention outputs and logsumexp", outputs), ("stash: keys and values", saved)):
             yield Line(
                 name=name,
@@ -423,9 +425,10 @@ def staging_part(work: Workload, plan: StreamPlan, tile: int) -> Line:
 
 @functools.lru_cache
 def _saved_bytes(
-    kinds: tuple[AttendedShape, ...], saves: tuple[bool, ...], element: int
+    spec: ModelSpec, saves: tuple[bool, ...], element: int
 ) -> tuple[dict[tuple[int, str], int], dict[tuple[int, str], int]]:
     """Returns `_summed` of the saved attention outputs, and of the keys and values saved beside them."""
+    kinds = spec.attentions
     outputs = _summed((kind.layers, *_output(kind, element)) for kind in kinds)
     saved = _summed(
         (kind.layers, kind.stored_width * element, f"{kind.words} × {element} B")

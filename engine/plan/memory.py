@@ -6,7 +6,7 @@ parts count once; of transient ones, only the peak candidate that holds the most
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -14,6 +14,7 @@ from typing import Literal
 from engine.models.loss_chunk import loss_chunk
 from engine.plan.activations import PeakCandidate, Phase
 from engine.plan.full_tuning import state_parts
+from engine.plan.homes import Grain
 from engine.plan.ledger_lines import (
     ALLOCATOR_SLACK,
     AT_HOME,
@@ -102,21 +103,62 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     ]
     piece = min(loss_chunk(work.spec.vocab_size), n)
     moments = window_peaks(work, recompute=recompute, four_bit=in_4_bits(weights), pieces=piece < n)
-    return _close(parts, device, moments, work, weights, n, {}, piece)
+    return _close(_common(parts, device, moments, work, n, {}, piece), (), device, work, weights)
 
 
 def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     """Computes the ledger of the streamed step, layer-major, with every choice of `plan`."""
     device: Place = "gpu" if work.on_gpu else "host"
+    common = _with_any_homes(
+        work,
+        plan.weights,
+        plan.weights_home,
+        plan.kv_home,
+        (plan.tile, plan.key_block, plan.loss_piece),
+        plan.activation_bits,
+        plan.keep_layers,
+        stash=plan.stash,
+    )
+    tile = min(plan.tile, work.context)
+    waiting = (*home_parts(work, plan, tile), *border_state_parts(work, plan, device))
+    return _close(common, waiting, device, work, plan.weights)
+
+
+@lru_cache(maxsize=256)
+def _with_any_homes(
+    work: Workload,
+    weights: BaseWeights,
+    weights_home: Literal["host", "disk"],
+    kv_home: Literal["gpu", "host"],
+    grain: Grain,
+    activation_bits: Literal[16, 8, 4],
+    keep_layers: int,
+    *,
+    stash: bool,
+) -> _Common:
+    """Computes what streamed steps hold wherever hidden states, their gradient and attention outputs wait.
+
+    Cached, since a planner compares dozens of steps that differ in these homes alone.
+    """
+    device: Place = "gpu" if work.on_gpu else "host"
     n = work.context
+    plan = StreamPlan(
+        weights=weights,
+        weights_home=weights_home,
+        kv_home=kv_home,
+        tile=grain[0],
+        key_block=grain[1],
+        loss_piece=grain[2],
+        activation_bits=activation_bits,
+        keep_layers=keep_layers,
+        stash=stash,
+    )
     tile, key_block = min(plan.tile, n), min(plan.key_block, n)
     parts = [
         *lines_of_any_tile(work, plan.weights, plan.weights_home),
         *factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
         *(key_value_parts(work, plan, key_block, device) if work.ranks == 1 else exchange_lines(work, device)),
         *slot_parts(work, plan, tile, device),
-        *home_parts(work, plan, tile),
-        *border_state_parts(work, plan, device),
     ]
     # A tile's own keys come first, then blocks from the beginning. Two consecutive blocks are held together.
     before = n - tile
@@ -131,7 +173,7 @@ def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     piece = min(plan.loss_piece, n)
     keep = plan.keep_layers if n <= plan.tile else 0
     moments = tile_peaks(work, stash=plan.stash, encoded=plan.activation_bits < 16, keep=keep)
-    return _close(parts, device, moments, work, plan.weights, tile, keys, piece)
+    return _common(parts, device, moments, work, tile, keys, piece)
 
 
 @lru_cache(maxsize=64)
@@ -157,38 +199,83 @@ def bytes_of_any_tile(work: Workload, plan: StreamPlan, place: Place) -> int:
 
 def key_value_bytes(work: Workload, plan: StreamPlan, place: Place) -> int:
     """Bytes of keys, values and their gradients in one place; 0 where ranks share them."""
+    return _key_value_bytes(work, plan.kv_home, plan.tile, plan.key_block, place)
+
+
+@lru_cache(maxsize=256)
+def _key_value_bytes(work: Workload, home: Literal["gpu", "host"], tile: int, key_block: int, place: Place) -> int:
     if work.ranks > 1:
         return 0
-    lines = key_value_parts(work, plan, min(plan.key_block, work.context), "gpu" if work.on_gpu else "host")
+    plan = StreamPlan(kv_home=home, tile=tile, key_block=key_block)
+    lines = key_value_parts(work, plan, min(key_block, work.context), "gpu" if work.on_gpu else "host")
     return sum(line.bytes for line in lines if line.where == place)
 
 
 # --- transient allocations -----------------------------------------------------------------------------------
 
 
-def _close(
-    parts: list[Line],
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """What steps hold that differ in the homes of what waits between the passes alone."""
+
+    lines: tuple[Line, ...]
+    "Lines of what is held all the time."
+    highest: tuple[Line, ...]
+    "Those of the peak candidate that holds the most."
+    peaks: tuple[tuple[Phase, int], ...]
+    "Bytes of each phase's highest candidate."
+    allocated: tuple[int, int]
+    "See `_allocated`."
+
+    @cached_property
+    def transient(self) -> int:
+        """Bytes of the highest candidate."""
+        return max(size for _, size in self.peaks)
+
+
+def _common(
+    parts: Sequence[Line],
     device: Place,
     moments: Sequence[PeakCandidate],
     work: Workload,
-    weights: BaseWeights,
     tokens: int,
     keys: Mapping[Phase, int],
     piece: int,
-) -> Ledger:
-    """Adds the highest peak candidate, and the allocator's slack on all that it allocates."""
+) -> _Common:
+    """Finds the highest peak candidate."""
     logits = piece * work.spec.vocab_size
     sizes = [moment.bytes(tokens, keys.get(moment.phase, 0), logits) for moment in moments]
     highest = moments[sizes.index(max(sizes))]
-    parts += _moment_parts(highest, device, work, tokens, keys.get(highest.phase, 0), piece)
+    peaks: dict[Phase, int] = {}
+    for moment, size in zip(moments, sizes, strict=True):
+        peaks[moment.phase] = max(peaks.get(moment.phase, 0), size)
+    lines = tuple(_moment_parts(highest, device, work, tokens, keys.get(highest.phase, 0), piece))
+    return _Common(
+        lines=tuple(parts),
+        highest=lines,
+        peaks=tuple(peaks.items()),
+        allocated=_allocated((*parts, *lines), device),
+    )
+
+
+def _allocated(lines: Iterable[Line], device: Place) -> tuple[int, int]:
+    """Sums what the device's allocator serves, and what the host's does beside weights at home."""
     own = home = 0
-    for part in parts:
-        if part.name in NOT_ALLOCATED:
+    for line in lines:
+        if line.name in NOT_ALLOCATED:
             continue
-        if part.where == device:
-            own += part.bytes
-        if part.where == "host" and part.name not in (AT_HOME, TABLE_AT_HOME):
-            home += part.bytes
+        if line.where == device:
+            own += line.bytes
+        if line.where == "host" and line.name not in (AT_HOME, TABLE_AT_HOME):
+            home += line.bytes
+    return own, home
+
+
+def _close(common: _Common, waiting: Sequence[Line], device: Place, work: Workload, weights: BaseWeights) -> Ledger:
+    """Adds what waits in the homes, and the allocator's slack on all that it allocates."""
+    parts = [*common.lines, *waiting, *common.highest]
+    own, home = (sum(both) for both in zip(common.allocated, _allocated(waiting, device), strict=True))
+    transient = common.transient
     slack = round(ALLOCATOR_SLACK * own)
     if device == "host":
         home += slack
@@ -202,7 +289,6 @@ def _close(
     )
     parts.append(loading_part(work, weights, home))
     if not work.on_gpu:
-        transient = max(sizes)
         parts.append(
             Line(
                 name="freed memory that the heap keeps",
@@ -211,11 +297,9 @@ def _close(
                 words=lambda: f"{HEAP_RETENTION:.0%} of {transient:,} B of activations and logits, measured once",
             )
         )
-    held = own - max(sizes)
-    phases: dict[str, int] = {}
-    for moment, size in zip(moments, sizes, strict=True):
-        phases[moment.phase] = max(phases.get(moment.phase, 0), held + size)
-    return Ledger(lines=tuple(part for part in parts if part.bytes), phases=tuple(phases.items()))
+    held = own - transient
+    phases = tuple((phase, held + size) for phase, size in common.peaks)
+    return Ledger(lines=tuple(part for part in parts if part.bytes), phases=phases)
 
 
 def _moment_parts(

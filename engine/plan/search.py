@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
-from engine.plan.homes import Homes, all_homes
+from engine.plan.homes import Grain, Homes, all_homes
 from engine.plan.ledger_lines import AT_HOME, LOADING, QUANTISING, READ_AHEAD, Line, Place, home_parts
 from engine.plan.memory import (
     Ledger,
@@ -39,8 +39,6 @@ STREAMED_WEIGHTS = 1.1
 WORN_DISK = 1.01
 "Times the fastest plan that another may take which writes less to the disk: a step may write hundreds of GB."
 
-Grain = tuple[int, int, int]
-"""Tile, key block and loss chunk."""
 _GRAINS = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
 "Coarsest (fastest) first."
 
@@ -231,19 +229,22 @@ def _streamed(
         device = on_device.get(key)
         if device is not None and not device.fits:
             continue  # one plan tells what the device lacks
-        plan = homes.plan(work, weights, fixed)
+
+        def plan(grain: Grain, homes: Homes = homes) -> StreamPlan:
+            return homes.plan(work, weights, fixed, grain)
+
         if device is None:
             device = on_device[key] = _OnDevice.of(work, plan, budget, _grains(fixed))
-        coarsest, finest = (_with_grain(plan, device.grains[place]) for place in (0, -1))
-        if plan.kv_home == "host" and "kv_home" not in fixed and _all_in_rings(work, coarsest):
+        coarsest, finest = plan(device.grains[0]), plan(device.grains[-1])
+        if homes.kv == "host" and "kv_home" not in fixed and _all_in_rings(work, coarsest):
             continue  # every layer is in a ring: nothing to offload; equals the plan with the device as home
         if device.too_large(work, coarsest, finest, budget):
             yield candidate(coarsest, too_large=True)
             continue
         found = candidate(coarsest)
-        if finest != coarsest and plan.spills and found.short_of("host") and candidate(finest).fits:
+        if finest != coarsest and coarsest.spills and found.short_of("host") and candidate(finest).fits:
             # Tiles on their way to the disk are staged on the host: the coarsest that it has room for.
-            grained = (candidate(_with_grain(plan, grain)) for grain in device.grains)
+            grained = (candidate(plan(grain)) for grain in device.grains)
             found = next(finer for finer in grained if finer.fits)
         yield found
         stream = found.layout.stream
@@ -267,7 +268,7 @@ class _OnDevice:
     "Least bytes of what is not in the homes between the passes; empty where the host is the device."
 
     @staticmethod
-    def of(work: Workload, plan: StreamPlan, budget: Budget, grains: Sequence[Grain]) -> _OnDevice:
+    def of(work: Workload, plan: Callable[[Grain], StreamPlan], budget: Budget, grains: Sequence[Grain]) -> _OnDevice:
         # Of the tiles that are longer than the window, the shortest holds it whole.
         following = [*(tile for tile, _, _ in grains[1:]), 0]
         usable = [
@@ -277,9 +278,9 @@ class _OnDevice:
         ]
         cut = [(min(tile, work.context), min(key_block, work.context), piece) for tile, key_block, piece in usable]
         place: Place = "gpu" if work.on_gpu else "host"
-        left = budget.limit(place) - bytes_of_any_tile(work, plan, place)
+        left = budget.limit(place) - bytes_of_any_tile(work, plan(cut[0]), place)
         for grain in cut:
-            coarsest = _with_grain(plan, grain)
+            coarsest = plan(grain)
             if grain != cut[-1] and key_value_bytes(work, coarsest, place) > left:
                 continue  # no ledger is needed to see that it does not fit
             ledger = streamed_ledger(work, coarsest)
@@ -352,11 +353,6 @@ def _grains(fixed: Mapping[str, Any]) -> list[Grain]:
         key_block = fixed.get("key_block", max(usual_block, tile))
         grains.append((tile, key_block, fixed.get("loss_piece", loss_piece)))
     return list(dict.fromkeys(grains))
-
-
-def _with_grain(plan: StreamPlan, grain: Grain) -> StreamPlan:
-    tile, key_block, loss_piece = grain
-    return replace(plan, tile=tile, key_block=key_block, loss_piece=loss_piece)
 
 
 def _layout(

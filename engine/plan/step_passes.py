@@ -100,6 +100,13 @@ def keys_visited(context: int, tile: int, page: int, window: int | None) -> int:
     return total
 
 
+@functools.lru_cache(maxsize=1024)
+def _own_pages(context: int, tile: int, page: int) -> int:
+    """Returns the tokens of all pages that hold keys of a tile, summed over the tiles of a layer."""
+    ends = (min(-(-(start + tile) // page) * page, context) for start in range(0, context, tile))
+    return sum(ends) - sum(start // page * page for start in range(0, context, tile))
+
+
 def keys_met(context: int, tile: int, window: int | None) -> float:
     """Returns the earlier keys that the tiles of a layer attend to; arguments as for `keys_visited`."""
     tiles = -(-context // tile)
@@ -121,7 +128,7 @@ def pages_moved(kind: AttendedShape, work: Workload, plan: StreamPlan) -> tuple[
     keys = (2 + recomputed + repeated) * visited
     gradients = (2 + recomputed) * visited
     if kind.use == "borrowed":
-        own = sum(min(-(-(start + tile) // page) * page, n) - start // page * page for start in range(0, n, tile))
+        own = _own_pages(n, tile, page)
         return keys + (3 + again) * own, gradients + 3 * own
     keys += n  # a layer stores its keys in the forward pass, and takes its tiles' gradients from where they were summed
     if kind.use == "lent":

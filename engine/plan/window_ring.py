@@ -7,6 +7,7 @@ tile's window reaches, and one for the tile itself, whose gradients stay there u
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ class WindowRing:
         return self.places * self.kept
 
 
+@functools.lru_cache(maxsize=256)
 def ring_for(window: int | None, tile: int, context: int) -> WindowRing | None:
     """Returns the ring of a layer; None if it has no window, or if the whole context's keys are no larger.
 
