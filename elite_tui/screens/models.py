@@ -71,6 +71,12 @@ class ModelsScreen(Watching, ModalScreen[str]):
         for heading, from_width, figures in COLUMNS:
             if self.app.size.width >= from_width:
                 table.add_column(Text(heading, justify="right" if figures else "left"), key=heading)
+        self._list()
+        self._show()
+
+    def _list(self) -> None:
+        """Lists the models once there is a machine to plan for, and requests their tiers."""
+        table = self.query_one(DataTable)
         self._controller.ask_models()
         plans = self._state.shown_plans
         if plans is not None:
@@ -82,11 +88,14 @@ class ModelsScreen(Watching, ModalScreen[str]):
             present = list(models).index(plans.spec.name) if plans.spec.name in models else 0
             self.call_after_refresh(table.move_cursor, row=present)
             table.focus()
-        self._show()
 
     @on(Changed)
     def _changed(self, message: Changed) -> None:
-        if message.part is StatePart.MODELS:
+        if message.part in (StatePart.TIERS, StatePart.WHAT_IF):
+            if not self.query_one(DataTable).row_count:  # opened before the plan was there
+                self._list()
+            self._show()
+        elif message.part is StatePart.MODELS:
             self._show()
 
     def _show(self) -> None:
@@ -97,9 +106,7 @@ class ModelsScreen(Watching, ModalScreen[str]):
             table.clear()
             return
         if plans is None or (fetched.value is None and not fetched.loading):
-            about.update(
-                Content.styled("the tiers are not planned yet: close this and correct what is wrong", "$muted")
-            )
+            about.update(self._unplanned())
             return
         planned = self._state.planned_models
         words = Content.styled(f"on {machine_in_words(plans)}; predicted, not measured", "$muted")
@@ -109,6 +116,16 @@ class ModelsScreen(Watching, ModalScreen[str]):
             self._filled.add(name)
             for column, cell in zip(table.ordered_columns, self._row(planned[name].spec, planned[name]), strict=True):
                 table.update_cell(name, column.key, cell, update_width=True)
+
+    def _unplanned(self) -> Content:
+        """Says why there are no tiers: they are being planned, the plan failed, or a field keeps it from starting."""
+        asked = (self._state.what_if, self._state.tiers)
+        if any(fetched.loading for fetched in asked):
+            return Content.styled("planning this machine's tiers …", "$accent")
+        error = next((fetched.error for fetched in asked if fetched.error is not None), None)
+        if error is not None:
+            return Content.assemble(("✗ ", "$text-error"), str(error))
+        return Content.styled("the tiers are not planned yet: close this and correct what is wrong", "$muted")
 
     def _row(self, spec: ModelSpec, outlook: ModelOutlook | None) -> list[Text]:
         cells = self._cells(spec, outlook)

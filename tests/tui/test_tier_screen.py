@@ -228,6 +228,52 @@ async def test_the_list_of_models_says_what_keeps_it_from_being_planned():
         assert "correct what is wrong" in text_of(app, "#about")
 
 
+async def test_the_list_of_models_says_why_the_plan_failed():
+    """Once, it said over a plan that had failed that there was none yet."""
+
+    class Fails(FixedEngine):
+        def plan_tiers(self, machine, mapping, tokens):
+            raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="nothing to plan for", remedy="another")
+
+    app = make_app(engine=Fails(gpu_machine()), values=SMALL)
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot)
+        await until(pilot, lambda: app.state.tiers.error is not None)
+        app.screen.action_models()
+        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
+        assert "nothing to plan for" in text_of(app, "#about")
+        assert "not planned yet" not in text_of(app, "#about")
+
+
+async def test_the_list_of_models_is_filled_when_the_plan_comes_after_it():
+    class Slow(FixedEngine):
+        def plan_tiers(self, machine, mapping, tokens):
+            assert going_on.wait(60)
+            return super().plan_tiers(machine, mapping, tokens)
+
+        def outlooks(self, mapping, machine, tokens, progress):
+            for spec in self.models().values():
+                progress(ModelOutlook(spec=spec, recommended=None, highest=None))
+            return []
+
+    going_on = threading.Event()
+    app = make_app(engine=Slow(gpu_machine()), values=SMALL)
+    async with app.run_test(size=SIZE) as pilot:
+        try:
+            await until(pilot, lambda: app.state.tiers.loading)
+            app.go("tiers")
+            await until(pilot, lambda: screen_of(app) == "tiers" and app.screen.is_mounted)
+            app.screen.action_models()
+            await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and app.screen.is_mounted)
+            assert "planning" in text_of(app, "#about")
+            going_on.set()
+            table = app.screen.query_one(DataTable)
+            await until(pilot, lambda: table.row_count == len(catalogue()))
+            await until(pilot, lambda: "predicted, not measured" in text_of(app, "#about"))
+        finally:
+            going_on.set()
+
+
 async def test_a_tier_that_does_not_fit_says_what_would():
     app = make_app(machine=gpu_machine(), values=LARGE)
     async with app.run_test(size=SIZE) as pilot:
