@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from engine.evaluation.projection import project
 from engine.hardware.measured import correction_key
 from engine.hardware.past_runs import PastRun
-from engine.plan.whole_time import SCORING_PHASES
-from engine.protocol import PhaseChanged, RunStarted, StepCompleted
+from engine.plan.whole_time import CHECKPOINTS, FIRST_STEP, SCORING, SCORING_PHASES
+from engine.protocol import PHASES, CheckpointSaved, EvalCompleted, PhaseChanged, RunStarted, StepCompleted
 
 if TYPE_CHECKING:
     from engine.evaluation.curve import RunCurve
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from engine.plan.planner import TierPlan
     from engine.protocol import Envelope, RunFinished
 
+UPDATES = "updates"
+"Name of all updates of a run, among the parts of its promise."
+_ORDER = tuple(
+    part for phase in PHASES for part in ((UPDATES, SCORING, CHECKPOINTS) if phase == "training" else (phase,))
+)
 FEWEST = 3
 """Updates of a layout from which their time says something."""
 
@@ -35,10 +40,21 @@ class Timeline:
     "Seconds of each phase that has ended."
     steps: dict[int, float]
     "Seconds of each update, by its number."
+    scores: tuple[float, ...] = ()
+    "Seconds of each scoring between updates."
+    checkpoints: tuple[float, ...] = ()
+    "Seconds of each checkpoint."
 
 
-def read_timeline(events: Iterable[Envelope]) -> Timeline | None:
-    """Reads the times of a run; None for a resumed one, whose attempts do not add up to a promise."""
+def read_timeline(events: Iterable[Envelope], until: float | None = None) -> Timeline | None:
+    """Reads the times of a run; None for a resumed one, whose attempts do not add up to a promise.
+
+    Args:
+        events: Its journal.
+        until: Time at which its last phase ends, in seconds since the epoch; None for that of its last event.
+    """
+    scores: list[float] = []
+    checkpoints: list[float] = []
     first = last = began = None
     phase = "starting"
     phases: dict[str, float] = defaultdict(float)
@@ -57,9 +73,22 @@ def read_timeline(events: Iterable[Envelope]) -> Timeline | None:
                 phase, began = event.phase, envelope.time
         elif isinstance(event, StepCompleted):
             steps[event.step] = event.seconds
-    if starts != 1 or first is None or last is None:
+        elif isinstance(event, EvalCompleted) and phase == "training":
+            scores.append(event.seconds)
+        elif isinstance(event, CheckpointSaved):
+            checkpoints.append(event.seconds)
+    if starts != 1 or first is None or last is None or began is None:
         return None
-    return Timeline(seconds=last - first, phases=dict(phases), steps=steps)
+    if until is not None and phase != "finished":
+        last = max(last, until)
+        phases[phase] += last - began
+    return Timeline(
+        seconds=last - first,
+        phases=dict(phases),
+        steps=steps,
+        scores=tuple(scores),
+        checkpoints=tuple(checkpoints),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +110,25 @@ class Promise:
     "An update, on average."
     phases: dict[str, float]
     "Each phase besides the updates."
+    updates: float | None = None
+    "All updates, with what the first one takes more; None in plans of earlier versions, as the two below."
+    scoring: float | None = None
+    "All scorings between updates."
+    checkpoints: float | None = None
+    "All checkpoints."
 
     @classmethod
     def of(cls, choice: Choice, stages: Sequence[int]) -> Promise:
         """Makes the promise of a plan for updates of these stages."""
         planned = [choice.step_seconds[stage] for stage in stages]
+        phases = {part.name: part.seconds for part in choice.whole.phases}
         return cls(
             seconds=choice.whole.around(sum(planned), len(planned)),
             step_seconds=sum(planned) / max(1, len(planned)),
-            phases={part.name: part.seconds for part in choice.whole.phases},
+            phases=phases,
+            updates=sum(planned) + phases.get(FIRST_STEP, 0.0),
+            scoring=choice.whole.scoring(len(planned)),
+            checkpoints=choice.whole.checkpoints(sum(planned), len(planned)),
         )
 
     @classmethod
@@ -111,15 +150,38 @@ class Comparison:
     "Held-out loss that past runs of the model let expect; None where they are too few."
 
     @property
-    def phases(self) -> Iterator[Kept]:
-        """Yields the phases that were promised and measured."""
-        if self.timeline is not None:
-            for name, predicted in self.promise.phases.items():
-                if name in self.timeline.phases:
-                    yield Kept(name=name, predicted=predicted, measured=self.timeline.phases[name])
+    def parts(self) -> Iterator[Kept]:
+        """Yields the parts of the run that were promised and measured, in the order of a run."""
+        timeline = self.timeline
+        if timeline is None:
+            return
+        promised: dict[str, float | None] = {
+            **self.promise.phases,
+            UPDATES: self.promise.updates,
+            SCORING: self.promise.scoring,
+            CHECKPOINTS: self.promise.checkpoints,
+        }
+        measured = dict(timeline.phases)
+        for name, taken in (
+            (UPDATES, timeline.steps.values()),
+            (SCORING, timeline.scores),
+            (CHECKPOINTS, timeline.checkpoints),
+        ):
+            if taken:
+                measured[name] = sum(taken)
+        for name in _ORDER:
+            predicted = promised.get(name)
+            if predicted is not None and name in measured:
+                yield Kept(name=name, predicted=predicted, measured=measured[name])
 
 
-def compare(promise: Promise, events: Iterable[Envelope], curve: RunCurve, past: Sequence[float]) -> Comparison:
+def compare(
+    promise: Promise,
+    events: Iterable[Envelope],
+    curve: RunCurve,
+    past: Sequence[float],
+    until: float | None = None,
+) -> Comparison:
     """Compares a run with its promise.
 
     Args:
@@ -127,11 +189,12 @@ def compare(promise: Promise, events: Iterable[Envelope], curve: RunCurve, past:
         events: Its journal.
         curve: Its losses.
         past: See `engine.evaluation.curve.past_ratios`.
+        until: See `read_timeline`.
     """
     projection = project(curve.held_out[:1], curve.total_tokens, past) if curve.total_tokens else None
     return Comparison(
         promise=promise,
-        timeline=read_timeline(events),
+        timeline=read_timeline(events, until),
         loss=None if projection is None else projection.loss,
     )
 
@@ -161,6 +224,19 @@ def past_run(
             modelled *= pace / _factor(longest)
         if part.name in timeline.phases and modelled > 0:
             phases[part.name] = timeline.phases[part.name] / modelled
+    whole = choice.whole
+    a_score = whole.score / whole.score_factor * pace / _factor(longest)
+    for name, taken, modelled in (
+        (SCORING, timeline.scores, a_score),
+        (CHECKPOINTS, timeline.checkpoints, whole.checkpoint / whole.checkpoint_factor),
+    ):
+        if taken and modelled > 0:
+            phases[name] = statistics.mean(taken) / modelled
+    promised = next((part for part in whole.phases if part.name == FIRST_STEP), None)
+    if promised is not None and 1 in timeline.steps:
+        plan = choice.plans[stages[0]]
+        usual = _modelled(plan) * steps.get(_key(model, plan), _factor(plan))
+        phases[FIRST_STEP] = max(0.0, timeline.steps[1] - usual) * promised.factor / promised.seconds
     host = finished.host_peak
     predicted = max(plan.host_peak_bytes for plan in choice.plans)
     return PastRun(

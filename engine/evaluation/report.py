@@ -227,7 +227,7 @@ def _promised(report: RunReport) -> Iterator[tuple[str, str, str, str]]:
         return
     if promise.timeline is not None:
         yield _compared("time of the run", promise.promise.seconds, promise.timeline.seconds, format_seconds)
-        for kept in promise.phases:
+        for kept in promise.parts:
             yield _compared(f"— {kept.name}", kept.predicted, kept.measured, format_timing)
     if len(report.curve.held_out) > 1:
         yield _compared("held-out loss", promise.loss, report.curve.held_out[-1][1], lambda loss: f"{loss:.3f}")

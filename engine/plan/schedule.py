@@ -375,8 +375,9 @@ class _Scheduler:
 
     @staticmethod
     def _cost(row: TierPlan, whole: WholeTime) -> float:
-        """Returns the seconds of an update with its share of the scorings on the way."""
-        return row.step_seconds + (whole.score / whole.score_every if whole.score_every else 0.0)
+        """Returns the seconds of an update with its share of the scorings on the way, each with a checkpoint."""
+        scored = whole.score + whole.checkpoint
+        return row.step_seconds + (scored / whole.score_every if whole.score_every else 0.0)
 
     def _count(self, row: TierPlan, tokens: float, updates: float = math.inf) -> int:
         most = min(tokens / _tokens_of(row), updates)

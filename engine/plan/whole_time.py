@@ -16,6 +16,10 @@ from engine.plan.workload import Workload
 
 SCORING_PHASES = ("baseline", "evaluation")
 "Phases whose time is modelled as a share of a step's."
+SCORING, CHECKPOINTS = "scoring", "checkpoints"
+"Parts of the training phase besides updates, by their names in promises and past runs."
+FIRST_STEP = "first step"
+"Name of what the first update takes more."
 START_SECONDS = 12.0
 "Start of the process, its imports and the CUDA context; 8 to 20 s seen."
 FIRST_STEP_SECONDS = 5.0
@@ -52,17 +56,36 @@ class WholeTime:
     "One scoring of the held-out files."
     score_every: int
     "Updates between two scorings; 0 for none on the way."
+    checkpoint_factor: float = 1.0
+    "Correction by past runs that `checkpoint` contains."
+    score_factor: float = 1.0
+    "The same of `score`."
 
     @property
     def once(self) -> float:
         """Seconds of all phases."""
         return sum(part.seconds for part in self.phases)
 
+    def scores(self, updates: int) -> int:
+        """Returns the number of scorings on the way of a run with `updates` updates."""
+        return max(0, updates - 1) // self.score_every if self.score_every else 0
+
+    def scoring(self, updates: int) -> float:
+        """Returns the seconds of all scorings on the way of a run with `updates` updates."""
+        return self.score * self.scores(updates)
+
+    def checkpoints(self, seconds: float, updates: int) -> float:
+        """Returns the seconds of all checkpoints of a run with `updates` updates that take `seconds`.
+
+        One at the end, one after each scoring, and those that are due between them.
+        """
+        scores = self.scores(updates)
+        between = (seconds + self.scoring(updates)) / (scores + 1)
+        return self.checkpoint * (1 + scores + (scores + 1) * (between // self.checkpoint_every))
+
     def around(self, seconds: float, updates: int) -> float:
         """Returns the seconds of a run with `updates` updates that take `seconds`."""
-        scores = max(0, updates - 1) // self.score_every if self.score_every else 0
-        training = seconds + scores * self.score
-        return self.once + training + (1 + training // self.checkpoint_every) * self.checkpoint
+        return self.once + seconds + self.scoring(updates) + self.checkpoints(seconds, updates)
 
     def left_of(self, hours: float) -> float:
         """Returns the seconds that `hours` leave to updates, apart from scoring on the way."""
@@ -102,16 +125,21 @@ def whole_time(planning: PlanRequest, row: TierPlan) -> WholeTime:
     ]
     if planning.on_gpu:
         formula = "memory is pinned and kernels are planned"
-        phases.append(TimePart(name="first step", seconds=FIRST_STEP_SECONDS, formula=formula))
+        phases.append(TimePart(name=FIRST_STEP, seconds=FIRST_STEP_SECONDS, formula=formula))
     past = planning.machine.past
+    factors: dict[str, float] = {}
     if past is not None:
         phases = [_as_before(part, past.phase_factor(planning.spec.name, part.name)) for part in phases]
+        known = {name: past.phase_factor(planning.spec.name, name) for name in (CHECKPOINTS, SCORING)}
+        factors = {name: factor for name, factor in known.items() if factor is not None}
     return WholeTime(
         phases=tuple(phases),
-        checkpoint=CHECKPOINT_SECONDS + saved,
+        checkpoint=(CHECKPOINT_SECONDS + saved) * factors.get(CHECKPOINTS, 1.0),
         checkpoint_every=planning.checkpoint.every_minutes * 60,
-        score=score,
+        score=score * factors.get(SCORING, 1.0),
         score_every=planning.training.evaluate_every,
+        checkpoint_factor=factors.get(CHECKPOINTS, 1.0),
+        score_factor=factors.get(SCORING, 1.0),
     )
 
 

@@ -194,7 +194,7 @@ def _train(session: TrainingSession) -> None:
         host_peak=host_peak(),
     )
     curve, past = read_curve(journal), tuple(past_ratios(session.config.model.name, before=session.run.id))
-    compared = compare(promise, read_events(journal), curve, past)
+    compared = compare(promise, read_events(journal), curve, past, until=time.time())
     if status == "completed" and compared.timeline is not None:
         keep_for_later_plans(session, setup, updates, compared.timeline, finished)
     report = RunReport(

@@ -17,7 +17,15 @@ from engine.hardware import past_run_files
 from engine.hardware.past_runs import PastRun, PastRuns
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_plan
-from engine.protocol import Envelope, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.protocol import (
+    CheckpointSaved,
+    Envelope,
+    EvalCompleted,
+    PhaseChanged,
+    RunFinished,
+    RunStarted,
+    StepCompleted,
+)
 from engine.runs.run_directory import RunDirectory
 from tests.plan.machines import with_card
 
@@ -50,6 +58,10 @@ def journal(choice, slower, first=40.0):
         took = slower * choice.plans[stage].step_seconds + (first if number == 1 else 0.0)
         now += took
         events.append((now, step(number, took)))
+        if number == 4:
+            now += 3.0
+            events.append((now, EvalCompleted(step=4, loss=1.8, perplexity=6.0, tokens=9, seconds=3.0)))
+            events.append((now, CheckpointSaved(step=4, path="c", bytes=1, seconds=0.5)))
         if number == 6:
             events.append((now, PhaseChanged(phase="training", detail="stage 2 of 2")))
     events.append((now, PhaseChanged(phase="evaluation")))
@@ -71,7 +83,8 @@ def test_the_times_of_phases_and_of_the_whole_run_are_read_from_the_journal():
     assert timeline.phases["data"] == pytest.approx(7)
     assert timeline.phases["saving"] == pytest.approx(2)
     # Both stages are one phase.
-    assert timeline.phases["training"] == pytest.approx(2 * choice.schedule.step_seconds + 40)
+    assert timeline.phases["training"] == pytest.approx(2 * choice.schedule.step_seconds + 40 + 3)
+    assert (timeline.scores, timeline.checkpoints) == ((3.0,), (0.5,))
     assert timeline.seconds == pytest.approx(sum(timeline.phases.values()))
 
 
@@ -91,8 +104,36 @@ def test_a_comparison_holds_every_promised_phase_and_the_loss_that_past_runs_let
     assert Promise.from_json({"no": "promise"}) is None
     compared = compare(promise, events, curve_of(events), (0.8, 0.9, 0.85))
     assert compared.loss == pytest.approx(0.85 * 2.0, rel=0.05)
-    assert {kept.name for kept in compared.phases} == {"starting", "data", "model", "baseline", "evaluation", "saving"}
+    parts = {kept.name: kept for kept in compared.parts}
+    assert list(parts) == [
+        "starting", "data", "model", "baseline", "updates", "scoring", "checkpoints", "evaluation", "saving"
+    ]  # fmt: skip
+    # Every promised second is in one of them.
+    assert sum(kept.predicted for kept in parts.values()) == pytest.approx(promise.seconds)
+    assert parts["updates"].measured == pytest.approx(choice.schedule.step_seconds + 40)
+    assert (parts["scoring"].measured, parts["checkpoints"].measured, parts["saving"].measured) == (3.0, 0.5, 2.0)
     assert compare(promise, events, curve_of(events), ()).loss is None
+
+
+def test_the_promise_of_an_earlier_version_is_compared_as_far_as_it_goes():
+    choice = choose_plan(CONFIG, with_card("rtx-4090"), CODER, None)
+    events = journal(choice, 1.0)
+    kept = dataclasses.asdict(Promise.of(choice, STAGES))
+    earlier = Promise.from_json({name: kept[name] for name in ("seconds", "step_seconds", "phases")})
+    parts = [part.name for part in compare(earlier, events, curve_of(events), ()).parts]
+    assert parts == ["starting", "data", "model", "baseline", "evaluation", "saving"]
+
+
+def test_a_phase_that_has_not_ended_is_measured_up_to_now():
+    choice = choose_plan(CONFIG, with_card("rtx-4090"), CODER, None)
+    whole = journal(choice, 1.0)
+    events = whole[:-1]  # the report is made before the run says that it has finished
+    assert "saving" not in read_timeline(events).phases
+    seen = read_timeline(events, until=events[-1].time + 7.0)
+    assert seen.phases["saving"] == pytest.approx(7)
+    assert seen.seconds == pytest.approx(sum(seen.phases.values()))
+    # A finished run stays as it was, whenever its report is written again.
+    assert read_timeline(whole, until=whole[-1].time + 1e6) == read_timeline(whole)
 
 
 def test_the_next_promise_is_what_the_last_run_took():
@@ -106,8 +147,9 @@ def test_the_next_promise_is_what_the_last_run_took():
         known = dataclasses.replace(machine, past=PastRuns(tuple(runs)) if runs else None)
         choice = choose_plan(CONFIG, known, CODER, None)
         if runs:
-            without_pinning = took.seconds - 40.0
-            assert choice.seconds == pytest.approx(without_pinning, rel=0.05)
+            without_scoring = took.seconds - 3.0  # which no plan of these settings has on the way
+            assert choice.seconds == pytest.approx(without_scoring, rel=0.02)
+            assert choice.whole.checkpoint == pytest.approx(0.5)
             assert choice.host_factor >= 1.0
         runs.append(past_run(str(number), CODER.name, choice, STAGES, took, FINISHED))
     assert runs[0].steps == pytest.approx(runs[1].steps)
