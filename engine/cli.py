@@ -1,8 +1,6 @@
 """The `engine` command. Parses arguments, runs one sub-command, and turns errors into one line and an exit code.
 
-A sub-command is a module of engine.commands with `NAMES`, `SUMMARY`, `add_arguments(parser, name)` and
-`run(args) -> int`. A named command imports its own module alone. `--help` imports every module, so a module imports
-slow libraries (torch, transformers) inside `run`.
+A named command imports its own module alone; `engine --help` imports none.
 """
 
 from __future__ import annotations
@@ -11,43 +9,15 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from engine import __version__, errors
 from engine.commands.output import print_json
+from engine.commands.summaries import SUMMARIES, module_of
 from engine.errors import EliteError
 from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.standard_streams import open_standard_streams
-
-COMMAND_MODULES: tuple[str, ...] = (
-    "profile",
-    "plan",
-    "probe",
-    "data",
-    "sessions",
-    "replay",
-    "train",
-    "runs",
-    "control",
-    "delete",
-    "cache",
-    "export",
-    "bench",
-    "optimizations",
-    "verify",
-    "ablate",
-    "lr_range",
-    "doctor",
-    "report",
-    "evaluate",
-    "generate",
-    "serve",
-)
-"""Modules of engine.commands, in the order in which `engine --help` lists them."""
-
-_SHARED_MODULES = {"attach": "control", "stop": "control", "pause": "control", "resume": "control"}
-"""Modules of commands that are not called after them."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,8 +34,12 @@ class _Parser(argparse.ArgumentParser):
         return super()._get_values(action, arg_strings)
 
 
-def build_parser(command: str = "") -> argparse.ArgumentParser:
-    """Builds the parser of one sub-command, or of all where it is none of them."""
+def build_parser(filled: Iterable[str] = SUMMARIES) -> argparse.ArgumentParser:
+    """Builds the parser of all sub-commands.
+
+    Args:
+        filled: The ones whose options are added. The others have names and summaries only.
+    """
     parser = _Parser(
         prog="engine",
         description="Fine-tune a code model on your own repository, headless.",
@@ -74,24 +48,18 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"elite-tui {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module_name in _modules_of(command):
-        module = importlib.import_module(f"engine.commands.{module_name}")
-        for name in module.NAMES:
-            summary = module.SUMMARY[name] if isinstance(module.SUMMARY, dict) else module.SUMMARY
-            subparser = subparsers.add_parser(name, help=summary, description=summary)
+    for name, summary in SUMMARIES.items():
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        if name in filled:
+            module = importlib.import_module(module_of(name))
             module.add_arguments(subparser, name)
             subparser.set_defaults(run=module.run, command=name)
     return parser
 
 
-def _modules_of(command: str) -> Sequence[str]:
-    """Returns the module of a command. The modules of the others take most of the time of a short command."""
-    module_name = _SHARED_MODULES.get(command, command.replace("-", "_"))
-    if module_name in COMMAND_MODULES:
-        # "control" and "lr_range" are modules, but no commands.
-        module = importlib.import_module(f"engine.commands.{module_name}")
-        return (module_name,) if command in module.NAMES else COMMAND_MODULES
-    return COMMAND_MODULES
+def _named_command(arguments: Sequence[str]) -> str:
+    """Returns the argument that argparse takes for the sub-command, which no option with a value precedes."""
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_streams()
     limit_omp_spin(os.environ)  # before a command imports torch
     number_by_bus(os.environ)
-    args = build_parser(arguments[0] if arguments else "").parse_args(arguments)
+    args = build_parser([_named_command(arguments)]).parse_args(arguments)
     try:
         require_working_directory()
         status: int = args.run(args)

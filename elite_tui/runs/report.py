@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elite_tui.runs.files import PlannedRun, number, read_json, read_plan, text
+from engine.commands.summaries import SUMMARIES
 
 FILE_NAMES = ("report.json", "evaluation.json")
 """Files with an evaluation's figures; the first existing one is used."""
@@ -83,7 +84,7 @@ def read_report(path: Path) -> RunReport:
         forgotten=tuple(_forgotten(data)),
         samples=tuple(_samples(data)),
         page=(path / "report.md").is_file(),
-        commands=_commands(),
+        commands=frozenset(SUMMARIES),
     )
 
 
@@ -180,13 +181,3 @@ def _reference(path: Path) -> str:
         return path.name if find_run(path.name).path == path else str(path)
     except EliteError:
         return str(path)
-
-
-def _commands() -> frozenset[str]:
-    import importlib
-
-    from engine.cli import COMMAND_MODULES
-
-    return frozenset(
-        name for module in COMMAND_MODULES for name in importlib.import_module(f"engine.commands.{module}").NAMES
-    )

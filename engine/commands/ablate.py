@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from engine.config import RunConfig
     from engine.evaluation.ablation import Outcome
 
-NAMES = ("ablate",)
-SUMMARY = "Measure each optimisation on and off in real runs: peak memory, tokens/s, held-out loss at equal tokens."
-
 DEFAULT_STEPS = 20
 
 

@@ -19,8 +19,6 @@ from engine.launch.recipe_import import collector_at_rest
 from engine.plan.stream_plan import StreamPlan, base_weights
 from engine.quantities import format_bytes, format_timing
 
-NAMES = ("bench",)
-SUMMARY = "Measure on this machine: an exact streamed step with random weights, or what packing gains."
 _PACKING_CONTEXTS = (1024, 2048, 4096, 8192)
 
 

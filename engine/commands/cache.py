@@ -12,8 +12,6 @@ from engine.quantities import format_bytes
 if TYPE_CHECKING:
     from engine.models.kept_copies import KeptCopy
 
-NAMES = ("cache",)
-SUMMARY = "List or remove the 4-bit copies of models, which are kept so that a model is quantised once."
 ALL = "all"
 
 

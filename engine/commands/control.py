@@ -10,14 +10,6 @@ import uuid
 from engine import errors
 from engine.commands.train import add_display_arguments
 
-NAMES = ("attach", "stop", "pause", "resume")
-SUMMARY = {
-    "attach": "Follow a run from its first event; replay it if it has ended.",
-    "stop": "End a run after its present step, with a checkpoint.",
-    "pause": "Hold a run; it keeps its memory.",
-    "resume": "Let a paused run go on (`engine train --resume` continues one that has ended).",
-}
-
 _POLL_S = 0.1
 _A_DAY = 86_400
 

@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from engine.data.reading import Progress as Report
     from engine.data.report import DataReport
 
-NAMES = ("data",)
 _LINES_SHOWN = 20
 _ORDER_SHOWN = 8
-SUMMARY = "Build the dataset of a repository, and show what is in it."
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001

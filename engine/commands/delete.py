@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 
-NAMES = ("delete",)
-SUMMARY = "Delete a run that has ended, with its checkpoints, its adapter and its log."
-
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
     """Adds the options of `engine delete`."""

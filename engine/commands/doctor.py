@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from engine.launch.doctor import Check
 
-NAMES = ("doctor",)
-SUMMARY = "Examine everything that a run needs, each with its remedy; the exit code is 3 where something would fail."
-
 _SIGNS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red"), "skipped": ("·", "dim")}
 
 

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from engine.evaluation.result import Evaluation
     from engine.runs.run_directory import RunDirectory
 
-NAMES = ("evaluate",)
-SUMMARY = (
-    "Compare the tuned model with the base model on held-out files: perplexity, completed functions, compile rate."
-)
-
 _WIDTH = 120
 _FLAGS = {"--tokens": "evaluation.tokens", "--functions": "evaluation.functions"}
 

@@ -12,8 +12,6 @@ from engine.quantities import format_bytes
 if TYPE_CHECKING:
     from engine.export.exporting import Exported
 
-NAMES = ("export",)
-SUMMARY = "Write a run's result as an adapter, a merged model, or a GGUF file for llama.cpp and Ollama."
 _SHOWN_SECONDS = 0.5
 _SPELLINGS = {"f16": "fp16", "fp32": "f32"}
 """Other programs' names of the formats."""

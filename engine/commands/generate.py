@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from engine.generation.request import Side, TextRequest
     from engine.generation.writer import Writer
 
-NAMES = ("generate",)
-SUMMARY = "Try the base model and the tuned one on a prompt, or at a place in a file."
-
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """Adds the options of `engine generate`."""

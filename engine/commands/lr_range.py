@@ -9,9 +9,6 @@ from typing import Any
 from engine.commands.output import print_json
 from engine.commands.run_options import add_run_options, read_run_config
 
-NAMES = ("lr-range",)
-SUMMARY = "Find a learning rate: raise it over a short trial run, and see where the loss turns up."
-
 _RECIPE = "engine.recipes.lr_range:find_rate"
 _ROWS = 15
 

@@ -15,9 +15,6 @@ from engine.plan.optimization_states import states
 from engine.plan.optimizations import OptimizationState, optimizations, papers
 from engine.quantities import format_bytes, format_seconds
 
-NAMES = ("optimizations",)
-SUMMARY = "List every optimisation: what it does, whether it acts in a run here and why, and what it changes."
-
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """Adds the options of `engine optimizations`."""

@@ -29,9 +29,6 @@ from engine.quantities import counted, format_bytes, format_context, format_para
 if TYPE_CHECKING:
     from rich.console import Console
 
-NAMES = ("plan",)
-SUMMARY = "Show which context tiers fit a machine, what each costs, and the arithmetic behind it."
-
 MEMORY_BASIS = "Predicted, not measured: GPU memory by formula (within 1% of what was measured on an H100 and an H200)"
 BY_DATA_SHEET = (
     "time from data-sheet rates times efficiencies that were measured on one H100 and are assumed elsewhere "

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from engine.plan.planner import TierPlan
     from engine.plan.request import PlanRequest
 
-NAMES = ("probe",)
-SUMMARY = "Run a plan's last tile with its whole prefix through one layer: measured beside predicted."
-
-
 _TELLING = 2**30
 "Least predicted bytes of RAM to compare; the process's own growth hides smaller ones."
 

@@ -17,9 +17,6 @@ from engine.quantities import format_bytes
 if TYPE_CHECKING:
     from engine.hardware.measured import Measured
 
-NAMES = ("profile",)
-SUMMARY = "Measure this machine: memory that can be had, and the speed of its GPU, CPU, RAM, disk and links."
-
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """Adds the options of `engine profile`."""

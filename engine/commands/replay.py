@@ -13,9 +13,6 @@ from engine import config, errors
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 
-NAMES = ("replay",)
-SUMMARY = "Let a base model write text, once, to be mixed into its fine-tuning so that it forgets less."
-
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
     """Adds the options of `engine replay`."""

@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.runs.run_directory import RunDirectory
 
-NAMES = ("report",)
-SUMMARY = "Collect what a problem report needs, with secrets and home folders masked; shown first, sent nowhere."
-
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
     """Adds the options of `engine report`."""

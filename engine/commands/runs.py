@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
     from engine.runs.run_summary import RunSummary
 
-NAMES = ("runs",)
-SUMMARY = "List the runs of every output folder that was used here, newest first."
-
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
     """Adds the options of `engine runs`."""

@@ -12,9 +12,6 @@ from engine import config, errors
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.launch.recipe_import import collector_at_rest
 
-NAMES = ("serve",)
-SUMMARY = "Serve the base model and the tuned one to editors: OpenAI's API on this machine."
-
 LONGEST = 32_768
 """Tokens of a request unless --context names another number."""
 

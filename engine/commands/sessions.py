@@ -15,8 +15,6 @@ from engine.quantities import counted
 if TYPE_CHECKING:
     from engine.data.sessions.collecting import Found
 
-NAMES = ("sessions",)
-SUMMARY = "List the sessions of coding agents on this machine, and write chosen ones as conversations to train on."
 _SHOWN = 40
 
 

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from engine.plan.choice import Choice
     from engine.runs.run_directory import RunDirectory
 
-NAMES = ("train",)
-SUMMARY = "Fine-tune a model on repositories."
-
 NEWEST = ""
 """Value of --resume without a run."""
 

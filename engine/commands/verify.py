@@ -22,9 +22,6 @@ from engine.quantities import format_seconds
 if TYPE_CHECKING:
     from engine.verify.proof import Verdict
 
-NAMES = ("verify",)
-SUMMARY = "Prove each optimisation on this machine, or a model's family: small checks with numbers, seconds each."
-
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
     """Adds the options of `engine verify`."""

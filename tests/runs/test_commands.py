@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import pty
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import COMMAND_MODULES, build_parser
+from engine.cli import build_parser
+from engine.commands.summaries import SUMMARIES, module_of
 from engine.launch.handle import RunHandle
 from engine.protocol import StepProgress, decode_event
 from engine.runs.journal import JournalReader
@@ -38,10 +38,6 @@ def repository(tmp_path):
 @pytest.fixture
 def options(repository, tmp_path):
     return ["--repo", str(repository), "--output", str(tmp_path / "out")]
-
-
-def command_module(name):
-    return importlib.import_module(f"engine.commands.{name}")
 
 
 def parsers(parser):
@@ -234,13 +230,35 @@ def test_help_names_every_option():
     assert [name for name in options.split() if f"--{name}" not in text] == []
 
 
-@pytest.mark.parametrize("name", sorted({name for module in COMMAND_MODULES for name in command_module(module).NAMES}))
+@pytest.mark.parametrize("name", SUMMARIES)
 def test_a_command_alone_has_the_help_that_it_has_among_all(name):
-    alone, among = (parsers(build_parser(command))[name] for command in (name, ""))
+    alone, among = (parsers(build_parser(filled))[name] for filled in ([name], SUMMARIES))
     assert alone.format_help() == among.format_help()
 
 
-@pytest.mark.parametrize("name", ["", "--help", "control", "lr_range", "trian", "-"])
+def test_every_module_of_a_command_has_a_summary():
+    sources = {path.stem: path.read_text() for path in (ROOT / "engine/commands").glob("*.py")}
+    modules = {f"engine.commands.{stem}" for stem, text in sources.items() if "\ndef run(" in text}
+    assert {module_of(name) for name in SUMMARIES} == modules
+    assert SUMMARIES.keys() >= {"train", "attach", "stop", "lr-range", "serve"}
+
+
+@pytest.mark.parametrize("name", ["control", "lr_range", "trian", "-"])
 def test_what_is_no_command_is_answered_with_all_of_them(name):
-    assert parsers(build_parser(name)).keys() == parsers(build_parser()).keys()
-    assert parsers(build_parser()).keys() >= {"train", "attach", "stop", "lr-range", "serve"}
+    done = engine(name)
+    assert done.returncode == 2
+    assert [known for known in SUMMARIES if repr(known) not in done.stderr] == []
+
+
+def test_an_option_before_a_command_leaves_it_its_options():
+    assert engine("--verbose", "stop", "--help").stdout == engine("stop", "--help").stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["trian"]])
+def test_an_answer_without_a_command_imports_no_command(arguments):
+    code = "import sys\ntry: import engine.__main__\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], text=True, capture_output=True, cwd=ROOT)
+    imported = done.stdout.splitlines()[-1].split()
+    assert "engine.cli" in imported
+    assert [name for name in SUMMARIES if module_of(name) in imported] == []
+    assert not {"engine.config", "msgspec", "numpy", "yaml"} & set(imported)
