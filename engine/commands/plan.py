@@ -219,7 +219,7 @@ def _strategies(
 def _repository_tokens(repositories: list[str]) -> int | None:
     if not repositories:
         return None
-    from engine.data.sources import estimate_data_tokens
+    from engine.data.repositories import estimate_data_tokens
 
     return estimate_data_tokens(config.DataSection(repositories=repositories))
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors
-from engine.data.collect import BYTES_PER_TOKEN, EXAMPLES, Collection, SourceFile, collect, estimate_tokens
+from engine.data.collect import EXAMPLES, Collection, SourceFile
 from engine.data.conversations import RowReader
 from engine.data.documents import Texts
-from engine.data.rows import ROW_EXAMPLES, DataSet, estimate_text_bytes, open_data_set
+from engine.data.repositories import collect_repositories
+from engine.data.rows import ROW_EXAMPLES, DataSet, open_data_set
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,34 +62,6 @@ def open_sources(
     finally:
         for data_set in data_sets:
             data_set.close()
-
-
-def collect_repositories(data: DataSection, progress: Callable[[int, int], None] | None = None) -> Collection:
-    """The files of the repositories alone.
-
-    Raises:
-        EliteError: REPOSITORY_*.
-    """
-    return collect(
-        [Path(repository) for repository in data.repositories],
-        max_file_bytes=data.max_file_bytes,
-        include=[*data.include, *(["notebook"] if data.notebooks == "cells" else [])],
-        extensions=data.extensions,
-        any_size=bool(data.datasets),
-        progress=progress,
-    )
-
-
-def estimate_data_tokens(data: DataSection) -> int:
-    """About how many tokens a configuration's data make, from sizes alone.
-
-    Raises:
-        EliteError: REPOSITORY_* or DATA_SET_*.
-    """
-    if not (data.repositories or data.datasets):
-        raise errors.REPOSITORY_UNSET()
-    tokens = estimate_tokens(collect_repositories(data)) if data.repositories else 0
-    return tokens + round(sum(estimate_text_bytes(Path(path)) for path in data.datasets) / BYTES_PER_TOKEN)
 
 
 def _with_rows(collection: Collection, data_sets: Mapping[Path, DataSet]) -> Collection:

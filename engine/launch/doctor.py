@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from engine import errors
 from engine.config import to_mapping
-from engine.data.sources import estimate_data_tokens
+from engine.data.repositories import estimate_data_tokens
 from engine.errors import EliteError
 from engine.hardware.inventory import take_inventory
 from engine.home_folder import expand_home

@@ -9,7 +9,7 @@ import msgspec
 
 from engine import errors
 from engine.config import model_name
-from engine.data.sources import estimate_data_tokens
+from engine.data.repositories import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.home_folder import expand_home
 from engine.models.base_changes import check_pooling

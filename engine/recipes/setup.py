@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from engine import __version__, errors, regular_file
 from engine.atomic_dir import AtomicDir, DamagedError
 from engine.config import RunConfig, TrainingSection
-from engine.data.sources import estimate_data_tokens
+from engine.data.repositories import estimate_data_tokens
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
 from engine.hardware.machine import Machine

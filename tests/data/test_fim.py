@@ -16,7 +16,7 @@ from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.fim import cut_points, share_in_words
 from engine.data.report import FimRow, describe
-from engine.data.sources import estimate_data_tokens
+from engine.data.repositories import estimate_data_tokens
 from engine.errors import EliteError
 from engine.evaluation.held_out import training_texts
 from engine.tokenization.encoder import Encoder, demo_encoder

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 
 from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
+from engine.data.repositories import estimate_data_tokens
 from engine.data.rows import open_data_set
-from engine.data.sources import estimate_data_tokens
 from engine.errors import EliteError
 from engine.tokenization.encoder import demo_encoder
 
