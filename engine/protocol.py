@@ -60,10 +60,15 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseChanged(Event):
-    """The run entered a phase. Phases come in the order of `PHASES`; a run may skip some."""
+    """The run entered a phase, or its next part, which `detail` names. Phases come in the order of `PHASES`."""
 
     phase: str
     detail: str = ""
+
+    @property
+    def begins_attempt(self) -> bool:
+        """Whether this is the first event of an attempt."""
+        return self.phase == "starting" and not self.detail
 
 
 PHASES = ("starting", "data", "model", "baseline", "training", "evaluation", "saving", "finished")

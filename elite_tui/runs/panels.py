@@ -126,13 +126,17 @@ def progress_lines(run: OpenRun, width: int, now: float | None = None) -> list[C
 def _phase_line(run: OpenRun, now: float, width: int) -> Content:
     """Formats the time spent in a phase that counts nothing yet, beside the time that the plan promises."""
     view = run.view
-    began = view.eta.step_began if view.eta.step_began is not None else view.started_at
+    began = view.phase_began if view.phase_began is not None else view.started_at
     if began is None or view.paused or view.phase == "training":
         return Content("")
     spent = max(0.0, now - began)
     promised = run.planned.phases.get(view.phase) if run.planned is not None else None
     words = f"{duration_in_words(spent)}" + (f" of about {duration_in_words(promised)}" if promised else " so far")
-    return _bar_line(view.phase, min(1.0, spent / promised) if promised else None, (words,), width, "$secondary")
+    tails = [words]
+    if view.part_began is not None and view.part_began > began:
+        part = f"{printable(view.phase_detail)} {duration_in_words(max(0.0, now - view.part_began))}"
+        tails = [f"{part} · {words}", part, words]
+    return _bar_line(view.phase, min(1.0, spent / promised) if promised else None, tails, width, "$secondary")
 
 
 def _time_left(view: RunView, left: Estimate | None, now: float) -> Sequence[str]:

@@ -59,6 +59,6 @@ def remaining(view: RunView, planned: PlannedRun | None, now: float | None) -> E
 
 
 def _phase_left(view: RunView, phases: Mapping[str, float], now: float | None) -> float:
-    began = view.eta.step_began
+    began = view.phase_began
     spent = now - began if now is not None and began is not None else 0.0
     return max(0.0, phases.get(view.phase, 0.0) - max(0.0, spent))

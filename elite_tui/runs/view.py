@@ -66,6 +66,9 @@ class RunView:
     updated_at: float | None = None
     phase: str = "starting"
     phase_detail: str = ""
+    phase_began: float | None = None
+    part_began: float | None = None
+    "Time at which the current part of the phase began, by the training machine's clock."
     progress: StepProgress | None = None
     "Progress of the current step or phase; None once it has ended."
     stages: list[str] = field(default_factory=list)
@@ -201,7 +204,10 @@ class RunView:
         self._tell(envelope, "phase", f"{what}: {event.model}, {event.context:,} tokens, {event.device}")
 
     def _enter(self, envelope: Envelope, event: PhaseChanged) -> None:
-        self.phase, self.phase_detail = printable(event.phase), event.detail
+        phase = printable(event.phase)
+        if self.phase_began is None or phase != self.phase or event.begins_attempt:
+            self.phase_began = envelope.time
+        self.phase, self.phase_detail, self.part_began = phase, event.detail, envelope.time
         self._leave_stage()
         self.eta.begin(envelope.time)
         # A phase after the last event means that the run was resumed.

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from engine.runs.run_directory import RunDirectory
 
 
+_LONGEST_DETAIL = 60
+"""Characters of a phase's detail beside the bar of a terminal with 100 columns."""
+
+
 class Display(Protocol):
     """Display of a followed run."""
 
@@ -62,7 +66,7 @@ def open_display(
         yield JsonDisplay()
         return
     alert = TerminalAlert() if notify and sys.stderr.isatty() and not has_desktop(os.environ) else None
-    if plain or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+    if not _is_live(as_json=as_json, plain=plain):
         yield AlertingDisplay(PlainDisplay(every), alert)
         return
     from rich.console import Console
@@ -122,8 +126,24 @@ class JsonDisplay:
         """Does nothing: the last event carries the result."""
 
 
+@contextlib.contextmanager
+def shown_at_work(text: str, *, as_json: bool, plain: bool) -> Iterator[None]:
+    """Shows on a live terminal what a command does before its run begins, and removes it afterwards."""
+    if not _is_live(as_json=as_json, plain=plain):
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
+def _is_live(*, as_json: bool, plain: bool) -> bool:
+    return not (as_json or plain) and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
 class LiveDisplay:
-    """Progress bar with phase, step, loss, tokens/s and remaining time; permanent lines scroll above it."""
+    """Progress bar with phase, step, loss, tokens/s and the phase's time; permanent lines scroll above it."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -143,8 +163,7 @@ class LiveDisplay:
         """Advances the bar, or prints a line above it."""
         event = envelope.event
         if isinstance(event, PhaseChanged):
-            self._phase = one_line(event.phase)
-            self._restart(total=None)
+            self._enter(event)
         elif isinstance(event, RunStarted):
             self._restart(total=event.total_steps or None, completed=event.first_step)
             self.say(describe(event))
@@ -166,6 +185,16 @@ class LiveDisplay:
         self.progress.stop()
         for line in describe_ending(run, ending):
             self.say(line)
+
+    def _enter(self, event: PhaseChanged) -> None:
+        """Begins a phase, or its next part, whose time starts at 0; the stages of training have one clock."""
+        before, self._phase = self._phase, one_line(event.phase)
+        if self._phase == "training" == before:
+            self._restart(total=None)
+            return
+        doing = "" if self._phase == "training" else one_line(event.detail)
+        description = f"{self._phase:<10}"
+        self.progress.reset(self._task, total=None, description=description, numbers=doing[:_LONGEST_DETAIL])
 
     def _restart(self, total: int | None, completed: int = 0, numbers: str = "") -> None:
         self.progress.update(

@@ -115,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
         EliteError: CONFIG_INVALID, a dry run of a resumed run; any error of planning and training.
     """
     from engine.commands.admission import admit_model
+    from engine.commands.progress_display import shown_at_work
     from engine.launch import preflight
     from engine.launch.launcher import launch
     from engine.launch.signals import Interrupts
@@ -130,7 +131,8 @@ def run(args: argparse.Namespace) -> int:
         resumed = None
         asked = read_config(args)
         admit_model(asked.model.name)
-        config, choice = preflight.check_and_plan(asked)
+        with shown_at_work("checking the files and the machine", as_json=args.json, plain=args.plain):
+            config, choice = preflight.check_and_plan(asked)
         if args.dry_run:
             _print_choice(choice, as_json=args.json)
             return 0

@@ -57,7 +57,7 @@ def seconds_of(events: Iterable[Envelope], now: float) -> float:
     began = last = None
     for envelope in events:
         event = envelope.event
-        if began is None or last is None or (isinstance(event, PhaseChanged) and event.phase == "starting"):
+        if began is None or last is None or (isinstance(event, PhaseChanged) and event.begins_attempt):
             total += 0.0 if began is None or last is None else max(0.0, last - began)
             began = envelope.time
         last = envelope.time

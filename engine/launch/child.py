@@ -25,7 +25,7 @@ from engine import durable, errors, regular_file
 from engine.errors import EliteError
 from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.launch.notifier import Notifier
-from engine.launch.recipe_import import import_function
+from engine.launch.recipe_import import LOADING, import_function
 from engine.launch.signals import watch_stop_signals
 from engine.protocol import (
     Envelope,
@@ -243,6 +243,7 @@ def _take_commands(commands: SimpleQueue[str], session: TrainingSession) -> None
 
 def _train(session: TrainingSession, recipe: str) -> None:
     try:
+        session.emit(PhaseChanged(phase="starting", detail=LOADING))
         import_function(recipe)(session)
         if session.ending is None:
             raise RuntimeError("training returned without a result")

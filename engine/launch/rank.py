@@ -31,10 +31,10 @@ from engine.hardware.nvml import Nvml
 from engine.hardware.rank_place import RankPlace
 from engine.launch.child import describe_failure
 from engine.launch.event_relay import RelayJournal, SilentJournal
-from engine.launch.recipe_import import collector_at_rest, import_function
+from engine.launch.recipe_import import LOADING, collector_at_rest, import_function
 from engine.launch.signals import watch_stop_signals
 from engine.launch.torchrun import TorchrunRun, make_run
-from engine.protocol import RunFailed, Stop
+from engine.protocol import PhaseChanged, RunFailed, Stop
 from engine.quantities import format_seconds
 from engine.runs.context import TrainingSession
 from engine.runs.rank_files import FOLDER, log_path, write_failure
@@ -102,6 +102,9 @@ def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joi
         else:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if own is not None:
+            session.emit(PhaseChanged(phase="starting"))
+        session.emit(PhaseChanged(phase="starting", detail=LOADING))
         import_function(options.recipe)(session)
         group.agree(lambda: None)  # a barrier, so that no rank exits while another may still need it
         watch.close()

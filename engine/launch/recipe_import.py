@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+LOADING = "loading the libraries"
+"""What a process does meanwhile, in words for people."""
+
 _COMPILES_ITS_FUNCTIONS = "bitsandbytes"
 """Passes a dozen functions for the CPU to torch.compile while it is imported, which imports torch's whole compiler."""
 

@@ -27,6 +27,7 @@ from engine.optim.adamw import adamw
 from engine.optim.build import Stateful, Updating, build_updating
 from engine.optim.schedule import peak_rate
 from engine.plan.step_layout import StepLayout
+from engine.protocol import PhaseChanged
 from engine.recipes.rank_data import ALONE, Sharing
 from engine.recipes.step_choice import fallback_step
 from engine.steps import partial_checkpoint
@@ -146,6 +147,8 @@ def choose_step(
         )
         # Windows of a schedule grow: what fits together of the longest says little of the others.
         if training.micro_batch == 0 and trainable(tuning.model) and setup.choice.schedule is None:
+            if placement.device.type == "cuda":
+                session.emit(PhaseChanged(phase="model", detail="trying how many windows fit together"))
             step.micro_batch = _find_micro_batch(setup, step, tuning, windows)
             notify(f"windows that go through the model together: {step.micro_batch}, the most that fit")
         return step

@@ -82,6 +82,7 @@ def _train(session: TrainingSession) -> None:
 
     session.emit(LogLine(level="info", text=setup.choice.note))
     space = DiskSpace(session, setup.checkpoints)
+    session.emit(PhaseChanged(phase="starting", detail="checking the model's files"))
     base = space.until_written(lambda: identify_base(session, setup.spec))
 
     _enter(session, "data", "reading the repositories")

@@ -32,7 +32,7 @@ from engine.plan.choice import Choice, choose_plan
 from engine.plan.cluster import least_of
 from engine.plan.optimizations import refuse_conflicts
 from engine.plan.step_layout import StepLayout
-from engine.protocol import LogLine, RecoveryTaken, RunStarted, WarningRaised
+from engine.protocol import LogLine, PhaseChanged, RecoveryTaken, RunStarted, WarningRaised
 from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
 from engine.training.disk_space import DiskSpace
 from engine.training.state import Progress, read_snapshot
@@ -92,6 +92,7 @@ def set_up(session: TrainingSession, *, grow: bool = True) -> Setup:
     """
     started = time.monotonic()
     config = session.config
+    session.emit(PhaseChanged(phase="starting", detail="measuring the files and choosing the plan"))
     _use_cores()
     set_seed(config.training.seed)
     spec = find_model(config.model.name)
@@ -107,6 +108,8 @@ def set_up(session: TrainingSession, *, grow: bool = True) -> Setup:
     refuse_conflicts(config, streamed=choice.plan.layout.stream is not None)
     # A plan with a free choice may have chosen 4 bits to make the context fit.
     planned = "nf4" if choice.plan.layout.precision == "nf4" else config.model.precision
+    if machine.gpus and config.model.device != "cpu":
+        session.emit(PhaseChanged(phase="starting", detail="opening the GPU"))
     placement = _same_in_all(group, choose_placement(config.model.device, planned))
     checkpoints.heal()
     resumed, damaged = group.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
@@ -289,8 +292,10 @@ def identify_base(session: TrainingSession, spec: ModelSpec) -> Fingerprint:
     weights, _ = open_weights(spec)
     run = session.run
     try:
-        if not compare_with_base(run.path, weights, f"run {run.id}") and session.group.leads:
-            fingerprint(weights).save(run.path)
+        compared = compare_with_base(run.path, weights, f"run {run.id}")
+        found = fingerprint(weights)
+        if not compared and session.group.leads:
+            found.save(run.path)
     except ValueError as error:
         raise errors.RUN_DAMAGED(path=run.path, problem=error) from error
-    return fingerprint(weights)
+    return found

@@ -180,3 +180,14 @@ def test_what_a_resumption_gave_up_and_the_time_between_attempts_do_not_count():
     assert seconds_of(events, 5003.0) == 6.0 + 3.0
     assert seconds_of([], 5.0) == 0.0
     assert seconds_of(events, 0.0) == 6.0  # a clock that was set back
+
+
+def test_the_parts_of_a_start_belong_to_its_attempt():
+    part = PhaseChanged(phase="starting", detail="loading the libraries")
+    events = envelopes(
+        (100.0, PhaseChanged(phase="starting")), (101.0, part), (105.0, part), (107.0, PhaseChanged(phase="data")),
+        # killed while it read; again, and killed before it did
+        (5000.0, PhaseChanged(phase="starting")), (5001.0, part), (5003.0, part),
+        (9000.0, PhaseChanged(phase="starting")), (9001.0, part),
+    )  # fmt: skip
+    assert seconds_of(events, 9004.0) == 7.0 + 3.0 + 4.0

@@ -84,6 +84,24 @@ def test_the_remaining_time_counts_the_phases_before_and_after_the_steps():
     assert left.share == pytest.approx(1 - 87 / 140)
 
 
+def test_the_parts_of_a_phase_have_their_own_time_and_share_that_of_the_plan():
+    view = at(100.0, PhaseChanged(phase="starting"))
+    at(101.0, PhaseChanged(phase="starting", detail="loading the libraries"), view=view)
+    run = OpenRun(key="k", path=FOLDER, view=view, planned=PROMISED)
+    assert "loading the libraries 2.0s · 3.0s of about 5.0s" in progress_lines(run, 120, 103.0)[-1].plain
+    at(103.5, PhaseChanged(phase="starting", detail="opening the GPU"), STARTED, view=view)
+    assert "opening the GPU 1.0s · 4.5s of about 5.0s" in progress_lines(run, 120, 104.5)[-1].plain
+    assert "loading" not in progress_lines(run, 120, 104.5)[-1].plain
+    # What is left of the phase does not begin again with each part.
+    assert remaining(view, PROMISED, 104.0).seconds == pytest.approx(1 + 10 + 15 + 20 + 60 + 30)
+    assert [part.kind for part in view.happenings].count("phase") == 4
+    at(200.0, PhaseChanged(phase="starting"), view=view)  # resumed
+    assert "1.0s of about 5.0s" in progress_lines(run, 120, 201.0)[-1].plain
+    at(210.0, PhaseChanged(phase="data", detail="reading the repositories"), view=view)
+    assert "3.0s of about 10s" in progress_lines(run, 120, 213.0)[-1].plain
+    assert "reading" not in progress_lines(run, 120, 213.0)[-1].plain
+
+
 def test_what_the_first_step_takes_besides_is_ahead_until_it_was_taken():
     planned = PlannedRun(step_seconds=6.0, phases={**PROMISED.phases, "first step": 4.0})
     view = at(100.0, STARTED, PhaseChanged(phase="training"))
