@@ -58,6 +58,19 @@ def test_a_run_says_what_it_does_before_anything_slow_is_imported(make_config, t
     assert [envelope.event for envelope in shown[:2]] == journalled
 
 
+def test_a_run_is_planned_without_anything_slow(tmp_path):
+    for name in "abcdef":
+        (tmp_path / f"{name}.py").write_text("def f():\n    return 1\n" * 500)
+    code = "import sys\ntry: import engine.__main__\nfinally: print(*sys.modules)"
+    arguments = ["train", "--dry-run", "--model", "demo", "--repo", tmp_path, "--output", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "engine.plan.choice" in imported
+    assert SLOW & imported == set()
+
+
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """Runs of the real recipe, killed at one phase or part later each; the last one is complete."""
