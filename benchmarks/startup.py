@@ -6,8 +6,9 @@
 Each is run in a fresh process; the median counts, after one run that warms the disk's cache. Exits with 1 where
 one is over its limit, 0.3 s and 0.5 s. `--json FILE` writes the figures.
 
-`--cpu` counts CPU seconds instead, which other work on the machine changes less: of short commands, and of what a
-training process, `engine generate` and `engine evaluate` import. They join the figures that FILE has.
+`--cpu` counts CPU seconds instead, which other work on the machine changes less: of short commands, of what a training
+process, `engine generate` and `engine evaluate` import, and of `engine train` until it says and does the first things.
+They join the figures that FILE has.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 HELP_LIMIT_S = 0.3
 FRAME_LIMIT_S = 0.5
@@ -47,6 +50,7 @@ AT_REST = "from engine.launch.recipe_import import collector_at_rest as rest\nwi
 CPU_CASES = {
     "engine --help": ["-m", "engine", "--help"],
     "engine runs": ["-m", "engine", "runs", "--json"],
+    "elite-tui --version": ["-m", "elite_tui", "--version"],
     "engine plan --model demo": ["-m", "engine", "plan", "--model", "demo", "--json"],
     "engine train --dry-run": [
         "-m",
@@ -76,6 +80,45 @@ def count_cpu(arguments: list[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+START = "-m engine train --model demo --repo engine/plan --max-steps 1 --json"
+START_SETTINGS = ("training.context=512", "training.tokens_per_update=512", "training.evaluate_tokens=512")
+MOMENTS = {
+    "first event": bool,
+    "libraries loaded": lambda event: event.get("detail", "").startswith("measuring the files"),
+    "plan made": lambda event: event["kind"] == "RunStarted",
+    "files read": lambda event: event.get("phase") == "model",
+    "model loaded": lambda event: event.get("phase") == "baseline",
+    "first update": lambda event: event["kind"] == "StepCompleted",
+}
+"""What is waited for, by the first event that shows it, in this order."""
+
+
+def count_start() -> dict[str, float]:
+    """CPU seconds of `engine train` and its training process until each of the moments."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="elite-bench-") as folder:
+        environment = os.environ | {"ELITE_TUI_STATE_DIR": folder}
+        settings = [word for text in START_SETTINGS for word in ("--set", text)]
+        command = [sys.executable, *START.split(), "--output", f"{folder}/out", *settings]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, env=environment
+        ) as train:
+            assert train.stdout is not None
+            process = psutil.Process(train.pid)
+            for line in train.stdout:
+                times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+                event, spent = json.loads(line), sum(time.user + time.system for time in times)
+                for name in [name for name, shows in MOMENTS.items() if name not in found]:
+                    if not MOMENTS[name](event):
+                        break
+                    found[name] = spent
+                if len(found) == len(MOMENTS):
+                    break
+            for one in (*process.children(recursive=True), process):
+                one.kill()
+    return found
+
+
 def count_all(runs: int, file: Path | None) -> None:
     """Prints the CPU seconds of each case, and adds them to the figures of a file as they come."""
     kept = json.loads(file.read_text()) if file is not None and file.exists() else {}
@@ -85,12 +128,19 @@ def count_all(runs: int, file: Path | None) -> None:
     counted = {"runs": runs, "load": load, "cores": os.cpu_count(), **libraries, "rows": rows}
     print(f"{'CPU seconds':32} {'median':>8} {'least':>8} {'most':>8}")
     for name, arguments in CPU_CASES.items():
-        found = sorted(count_cpu(arguments) for _ in range(runs))
-        row = {"median": statistics.median(found), "least": found[0], "most": found[-1]}
-        print(f"{name:32}" + "".join(f" {value:6.2f} s" for value in row.values()), flush=True)
-        rows.append({"what": name, **{key: round(value, 2) for key, value in row.items()}})
+        rows.append(_spread(name, [count_cpu(arguments) for _ in range(runs)]))
         if file is not None:
             file.write_text(json.dumps({**kept, "cpu": counted}, indent=1) + "\n")
+    starts = [count_start() for _ in range(runs)]
+    rows += [_spread(f"engine train, {name}", [start[name] for start in starts]) for name in MOMENTS]
+    if file is not None:
+        file.write_text(json.dumps({**kept, "cpu": counted}, indent=1) + "\n")
+
+
+def _spread(name: str, seconds: list[float]) -> dict[str, object]:
+    row = {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
+    print(f"{name:32}" + "".join(f" {value:6.2f} s" for value in row.values()), flush=True)
+    return {"what": name, **{key: round(value, 2) for key, value in row.items()}}
 
 
 def time_help() -> float:
