@@ -29,8 +29,10 @@ import sys
 import tempfile
 import termios
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -82,7 +84,7 @@ def count_cpu(arguments: list[str]) -> float:
 
 START = "-m engine train --model demo --repo engine/plan --max-steps 1 --json"
 START_SETTINGS = ("training.context=512", "training.tokens_per_update=512", "training.evaluate_tokens=512")
-MOMENTS = {
+MOMENTS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "first event": bool,
     "libraries loaded": lambda event: event.get("detail", "").startswith("measuring the files"),
     "plan made": lambda event: event["kind"] == "RunStarted",
