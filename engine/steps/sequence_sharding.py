@@ -190,7 +190,7 @@ class SharedPasses:
                 x = self._read_ahead(layer, tile, tile + 1 if tile + 1 < run.tiles else following)
                 with contextlib.suppress(KvCollected):
                     self._leg(run, layer, tile, x, Leg.COLLECT)
-        self._shared.exchange_forward()
+            self._shared.exchange_forward()  # trained sinks would otherwise give its output a graph
 
     def backward(self, run: SequenceRun, layer: int, *, needs_input: bool) -> None:
         """See Passes."""

@@ -8,6 +8,7 @@ from torch import distributed
 
 from engine.config import from_mapping
 from engine.distributed.torch_process_group import TorchProcessGroup
+from engine.errors import EliteError
 from engine.models import families
 from engine.models.adapter import attach_adapter, trainable
 from engine.plan.stream_plan import StreamPlan
@@ -104,6 +105,7 @@ CASES = [
     ("ring", "contiguous", (0, 60), "repeat", CONTEXT, {"family": "starcoder2", "sliding_window": 23}),
     ("ring", "zigzag", (0, 60), "stash", CONTEXT, {"family": "gpt_oss"}),
     ("ulysses", "contiguous", (0, 60), "repeat", CONTEXT, {"family": "gpt_oss"}),
+    ("ring", "contiguous", (0, 60), "repeat", CONTEXT, {"family": "gpt_oss"}),  # trained sinks, attended again
     ("ring", "zigzag", (0, 60), "repeat", CONTEXT, {"family": "minicpm3"}),
 ]
 
@@ -127,3 +129,13 @@ def sequence_errors(rank, size):
         for got, sums, scored in results:
             found.append((abs(got / loss - 1), relative(sums, expected), abs(scored / evaluated - 1)))
     return found
+
+
+def refusal_of_heads(rank, size):
+    """What a step says whose heads the ranks cannot share evenly."""
+    group = TorchProcessGroup(CPU, timeout_s=60.0)
+    try:
+        shared(group, "ulysses", "contiguous", (0,), PLANS["stash"], 1.0, heads=3)
+    except EliteError as refused:
+        return refused.message
+    return ""
