@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
+from engine import errors
 from engine.attention.backend import AttentionBackend
 from engine.attention.rule import AttentionRule
 from engine.distributed.exchange import (
@@ -60,7 +61,12 @@ class UlyssesExchange:
         return self._blocks[key]
 
     def forward(self, q: Tensor, kv: Tensor, rule: AttentionRule) -> Attended:
-        """See Exchange."""
+        """See Exchange.
+
+        Raises:
+            EliteError: STRATEGY_UNAVAILABLE, for heads that the ranks cannot share evenly.
+        """
+        self._refuse_heads(q.shape[1], kv.shape[2])
         whole_q, whole_kv = self._gather(q), self._gather_pair(kv)
         running = RunningAttention(whole_q, self._backend, rule.scale)
         running.see(whole_kv, self._seen(rule, FORWARD_BLOCKS * self._key_block))
@@ -79,6 +85,16 @@ class UlyssesExchange:
         seen = self._seen(rule, self._key_block)
         dkv = gradients_of_blocks(self._gather(grad_out), whole_q, whole_kv, whole, dq, seen, self._backend, rule.scale)
         return self._scatter(dq), torch.stack([self._scatter(one) for one in dkv])
+
+    def _refuse_heads(self, queries: int, keys: int) -> None:
+        """Refuses layers whose heads the plan did not know: some families have other numbers in some layers."""
+        ranks = self._group.size
+        if queries % ranks or keys % ranks:
+            raise errors.STRATEGY_UNAVAILABLE(
+                strategy="ulysses",
+                problem=f"{queries} query and {keys} key heads of a layer do not divide by {ranks} ranks",
+                remedy="use --set distributed.strategy=ring",
+            )
 
     def _gather_pair(self, kv: Tensor) -> Tensor:
         return torch.stack([self._gather(one) for one in kv])

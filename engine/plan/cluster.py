@@ -13,7 +13,7 @@ from engine.hardware.machine import Gpu, Machine
 from engine.plan.planner import TierPlan, plan_context
 from engine.plan.request import PlanRequest, workload_of
 from engine.plan.sequence import LINK_SHARE, exchange_bytes
-from engine.plan.strategy import sharding_refusal
+from engine.plan.strategy import sharding_refusal, undivided_heads
 from engine.quantities import counted, format_bytes, format_timing
 
 NETWORKS = {"1g": 0.125e9, "10g": 1.25e9, "25g": 3.1e9, "100g": 12.5e9, "200g": 25e9, "400g": 50e9}
@@ -216,7 +216,7 @@ def _strategies(
     words = f"{turns} of {counted(windows, 'window')} a rank, then {format_bytes(sum_bytes)} of gradients"
     yield made("data", row, row.step_seconds + sum_bytes / rate, sum_bytes, words)
     for strategy in () if sharding_refusal(spec) else ("ring", "ulysses"):
-        if strategy == "ulysses" and (spec.heads % ranks or spec.kv_heads % ranks):
+        if strategy == "ulysses" and undivided_heads(spec, ranks):
             continue
         row = _slowest(planning, cluster, context, strategy)
         waited = next((p.seconds for p in row.time if p.name.startswith("waiting for other ranks")), 0.0)

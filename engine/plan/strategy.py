@@ -91,6 +91,14 @@ def sharding_refusal(spec: ModelSpec) -> str | None:
     return None
 
 
+def undivided_heads(spec: ModelSpec, ranks: int) -> str | None:
+    """Returns which heads of a layer ranks cannot share evenly; None where each rank takes as many of every layer."""
+    for kind in spec.attentions:
+        if kind.heads % ranks or kind.kv_heads % ranks:
+            return f"{kind.heads} query and {kind.kv_heads} key heads do not divide by {ranks} ranks"
+    return None
+
+
 def _refusal(asked: Strategy, config: RunConfig, spec: ModelSpec, *, ranks: int, streamed: bool) -> tuple[str, str]:
     auto = "use --set distributed.strategy=auto"
     if asked in ("ring", "ulysses"):
@@ -100,9 +108,8 @@ def _refusal(asked: Strategy, config: RunConfig, spec: ModelSpec, *, ranks: int,
             return "it runs over the streamed step's tiles", "add --set training.step=streamed"
         if config.distributed.compression != "none":
             return "compression is for data parallel", "add --set distributed.compression=none"
-    if asked == "ulysses" and (spec.heads % ranks or spec.kv_heads % ranks):
-        heads = f"{spec.heads} query and {spec.kv_heads} key heads do not divide by {ranks} ranks"
-        return heads, "use --set distributed.strategy=ring"
+    if asked == "ulysses" and (problem := undivided_heads(spec, ranks)):
+        return problem, "use --set distributed.strategy=ring"
     if asked in ("zero2", "zero3"):
         if importlib.util.find_spec("deepspeed") is None:
             return "the package deepspeed is not installed", "run `pip install 'elite-tui[deepspeed]'`"

@@ -46,3 +46,11 @@ def test_weights_go_with_their_tokens(of_two_ranks):
         assert found["weights"].keys() == {"ring", "ulysses"}
         for strategy, errors in found["weights"].items():
             assert max(errors) < 1e-5, strategy
+
+
+def test_heads_that_ranks_cannot_share_evenly_are_refused_in_one_line(of_two_ranks):
+    """Families such as Laguna have other numbers of heads in some layers than their configuration's one number."""
+    for found in of_two_ranks:
+        assert found["heads"] == (
+            "strategy ulysses cannot be used here: 3 query and 3 key heads of a layer do not divide by 2 ranks"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.distributed.labels import label_errors
-from tests.distributed.parity import sequence_errors
+from tests.distributed.parity import refusal_of_heads, sequence_errors
 from tests.distributed.weights import weight_errors
 
 
@@ -13,4 +13,5 @@ def errors(rank, size):
         "sequence": sequence_errors(rank, size),
         "labels": label_errors(rank, size),
         "weights": weight_errors(rank, size),
+        "heads": refusal_of_heads(rank, size),
     }

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from engine import cli
-from engine.config import DistributedSection, TrainingSection
+from engine.config import DistributedSection, TrainingSection, from_mapping
 from engine.errors import EliteError
 from engine.hardware.machine import GIB
 from engine.hardware.target import target_machine
@@ -16,6 +16,7 @@ from engine.models.catalogue import find_model
 from engine.plan.cluster import Cluster, card_link, cluster_plans, host_link, share_of
 from engine.plan.planner import plan_context
 from engine.plan.request import PlanRequest
+from engine.plan.strategy import choose_strategy, undivided_heads
 
 
 def planning(hardware, **changes):
@@ -40,6 +41,19 @@ def test_a_long_window_is_spread_and_many_short_ones_are_shared_out():
     assert many["data"].speed_up == pytest.approx(2.0, rel=0.05)
     assert "ulysses" in many
     assert "ulysses" not in long  # two key heads do not divide by eight
+
+
+def test_heads_of_every_layer_are_shared_out():
+    """Laguna's and Gemma 4's layers have different numbers of heads."""
+    spec = find_model("qwen2.5-coder-1.5b")
+    (kind,) = spec.attentions
+    assert undivided_heads(spec, 2) is None
+    mixed = replace(spec, attended=(kind, replace(kind, heads=9, kv_heads=3)))
+    assert undivided_heads(mixed, 2) == "9 query and 3 key heads do not divide by 2 ranks"
+    assert undivided_heads(mixed, 3) == "12 query and 2 key heads do not divide by 3 ranks"
+    config = from_mapping({"distributed": {"strategy": "ulysses"}})
+    with pytest.raises(EliteError, match="9 query and 3 key heads do not divide by 2 ranks"):
+        choose_strategy(config, mixed, ranks=2, streamed=True, spreads=True)
 
 
 def test_a_slow_link_is_waited_for():
