@@ -20,6 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from engine import errors
 from engine.attention.backend import repeat_heads
 from engine.attention.rule import chunk_of
+from engine.models.layer_settings import values_of_layers
 from engine.models.layers import decoder_layers
 
 IMPLEMENTATION = "elite_shifted"
@@ -32,13 +33,20 @@ def shift_attention(model: Any, context: int) -> None:
     """Makes every decoder layer attend within groups of a quarter of `context` while it trains.
 
     Raises:
-        EliteError: MODEL_FAMILY_UNSUPPORTED, for layers with sinks or chunks, which the groups would leave out.
+        EliteError: MODEL_FAMILY_UNSUPPORTED, for layers with sinks, capped scores, chunks, or a window shorter than
+            `context`, which the groups would leave out, in evaluation as well.
     """
-    if not model._supports_sdpa or any(map(chunk_of, model.modules())):
+    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
+    problem, window = "", _narrowest_window(model.config)
+    if not model._supports_sdpa or capped or any(map(chunk_of, model.modules())):
+        problem = "its own attention is more than a softmax over earlier keys"
+    elif window is not None and window < context:
+        problem = f"layers attend through a window of {window:,} tokens, shorter than the context"
+    if problem:
         raise errors.MODEL_FAMILY_UNSUPPORTED(
             family=model.config.model_type,
             feature="shifted sparse attention",
-            problem="its own attention is more than a softmax over earlier keys",
+            problem=problem,
             supported="training.shifted_attention false",
         )
     AttentionInterface.register(IMPLEMENTATION, _attention)
@@ -46,6 +54,15 @@ def shift_attention(model: Any, context: int) -> None:
     model.config._attn_implementation = IMPLEMENTATION
     for layer in decoder_layers(model):
         layer.self_attn.elite_group = max(2, -(-context // GROUPS))
+
+
+def _narrowest_window(config: Any) -> int | None:
+    """Returns the fewest keys that a query of any layer sees; None where every layer sees all."""
+    kinds = getattr(config, "layer_types", None) or ("sliding_attention",)
+    if "sliding_attention" not in kinds:
+        return None
+    window: int | None = min((found for found in values_of_layers(config, "sliding_window") if found), default=None)
+    return window
 
 
 def _attention(
