@@ -42,6 +42,10 @@ class StreamedModel:
     ) -> None:
         self.plan, self.device, self.module = plan, device, module
         self.decoder = Decoder(module)
+        if plan.tile == 1 and any(self.decoder.mixers):
+            raise StreamPlanError(
+                "tile 1 with recurrent layers: their kernels for single tokens have no backward; use 2"
+            )
         self._streams = copies.copy_streams(device)
         layers = self.decoder.layers
         self._trainable = [any(p.requires_grad for p in layer.parameters()) for layer in layers]

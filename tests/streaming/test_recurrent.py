@@ -300,6 +300,13 @@ def test_a_mixer_is_found_by_what_it_is():
         assert sorted(mixers) == sorted(reads)
 
 
+@pytest.mark.parametrize("family", ["falcon_h1", "qwen3_5_text"])
+def test_tiles_of_one_token_are_refused_in_one_line(family):
+    """transformers' path for single tokens writes the state in place, and a GPU's kernels for it have no backward."""
+    with pytest.raises(ValueError, match="tile 1 with recurrent layers"):
+        StreamedStep(make_model(family), StreamPlan(tile=1, key_block=1), device=CPU)
+
+
 def test_sequence_parallelism_is_refused_by_name():
     with pytest.raises(EliteError, match=r"falcon_h1 is not supported by sequence parallelism .*rank to rank"):
         refuse_recurrent_layers(Decoder(make_model("falcon_h1")))
