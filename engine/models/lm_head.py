@@ -59,7 +59,7 @@ class WholeHead(nn.Module):
     @property
     def out_features(self) -> int:
         """Words of the vocabulary. Said by the layer: ZeRO-3 leaves an empty tensor in a weight's place."""
-        return int(self.last.out_features)  # type: ignore[arg-type]
+        return int(_linear(self.last).out_features)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits, (..., vocabulary), of final hidden states (..., hidden)."""
@@ -73,7 +73,7 @@ class WholeHead(nn.Module):
 @torch.no_grad()
 def _is_alone(model: PreTrainedModel, decoder: nn.Module, last: nn.Module) -> bool:
     """Whether a model's logits are its last linear layer's output for its final hidden states. No weight is read."""
-    width: int = last.in_features  # type: ignore[assignment]
+    width = _linear(last).in_features
     own = torch.Generator().manual_seed(0)  # training's numbers stay as they are
     hidden, logits = torch.randn((1, 2, width), generator=own), torch.randn((1, 2, 8), generator=own)
     seen: list[Tensor] = []
@@ -87,9 +87,15 @@ def _is_alone(model: PreTrainedModel, decoder: nn.Module, last: nn.Module) -> bo
     return len(seen) == 1 and torch.equal(seen[0], hidden) and torch.equal(found, logits)
 
 
+def _linear(head: nn.Module) -> nn.Linear:
+    """Returns the linear layer of a head; PEFT wraps one that is tied to an embedding with trained rows."""
+    found: nn.Linear = getattr(head, "original_module", head)  # type: ignore[assignment]
+    return found
+
+
 def piece_of(head: nn.Module) -> int:
     """Returns the tokens of a loss chunk, as the plan counts them."""
-    return loss_chunk(int(head.out_features))  # type: ignore[arg-type]
+    return loss_chunk(int(_linear(head).out_features))
 
 
 def summed_cross_entropy(

@@ -72,6 +72,23 @@ def test_lora_variants(settings):
     assert error < 1e-5, name
 
 
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "llama"])  # tied, tied and capped, untied
+def test_trained_rows_of_the_embedding(family):
+    """PEFT wraps a head that is tied to the embedding, whose rows it shares."""
+    model = _adapt(tiny_model(family), trainable_token_indices=[5, 6, 7])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "trainable_tokens_delta" in name:
+                parameter.add_(0.1)
+    expected_loss, expected = whole_sequence(model, _tokens(77))
+    assert any("trainable_tokens_delta" in name for name in expected)
+    with StreamedStep(model, StreamPlan(tile=16, key_block=32), device=CPU) as step:
+        loss, gradients = streamed(step, _tokens(77))
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+    error, name = worst_error(gradients, expected)
+    assert error < 1e-5, name
+
+
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])  # an odd and an even number of layers
 @pytest.mark.parametrize("options", [{}, {"stash": False}, {"checkpoint_every": 2, "stash": False}])
 def test_streamed_weights_under_an_adapter(family, options):
