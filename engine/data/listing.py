@@ -6,7 +6,8 @@ In a git work tree git itself is asked; elsewhere .gitignore files are read here
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from engine.data.git import GIT_TIMEOUT, GitError, run_git
@@ -14,26 +15,55 @@ from engine.data.gitignore import IgnoreRules
 from engine.data.safe_files import Folder, NotRegularError
 
 _IGNORE_FILE_LIMIT = 1 << 20
+_HEAD = re.compile(rb"ref:\s*refs/|[0-9a-f]{40}")
 _GIT_FOLDERS = frozenset({".git", ".hg", ".svn", ".jj"})
 
 
 def is_bare(root: Path) -> bool:
-    """Whether a folder is a repository without a work tree, or the .git folder of one."""
-    return not os.path.lexists(root / ".git") and (
-        (root / "HEAD").is_file() and (root / "objects").is_dir() and (root / "config").is_file()
-    )
+    """Whether a folder is a repository without a work tree, the .git folder of one, or lies in such a folder."""
+    for folder in (root, *root.parents):
+        if os.path.lexists(folder / ".git"):
+            return False
+        if _is_git_folder(folder):
+            return True
+    return False
+
+
+def _is_git_folder(folder: Path) -> bool:
+    """Whether git keeps a repository in a folder. Tells it as git does: by a HEAD that names a branch or a commit."""
+    if not ((folder / "objects").is_dir() and (folder / "config").is_file()):
+        return False
+    head = folder / "HEAD"
+    try:
+        if head.is_symlink():  # as git wrote it once, and still reads it
+            return os.readlink(head).startswith("refs/")
+        return _HEAD.match(Folder(str(folder)).read(PurePosixPath("HEAD"), 128)) is not None
+    except (OSError, NotRegularError):
+        return False
 
 
 def list_files(root: Path) -> tuple[list[PurePosixPath], str]:
     """Paths below `root`, in order, and "git" or, with the reason, how else they were found.
 
-    Paths may name anything but a folder: links, pipes and submodules are told apart by whoever opens them.
+    Paths may name anything: links, pipes, submodules and bare repositories are told apart by whoever opens them.
     """
     try:
         listed = list_by_git(root)
     except GitError as error:
-        return sorted(walk(root)), f"its .gitignore files, because git could not list it: {error}"
-    return (sorted(walk(root)), "its .gitignore files") if listed is None else (sorted(listed), "git")
+        return _sorted(root, walk(root)), f"its .gitignore files, because git could not list it: {error}"
+    if listed is None:
+        return _sorted(root, walk(root)), "its .gitignore files"
+    return _sorted(root, listed), "git"
+
+
+def _sorted(root: Path, paths: Iterable[PurePosixPath]) -> list[PurePosixPath]:
+    """Sorts paths. A bare repository among them is one path, as a submodule is, in place of git's own files."""
+    found = set(paths)
+    inner = {path.parent for path in found if path.name == "HEAD" and path.parent.parts}
+    inner = {folder for folder in inner if not os.path.lexists(root / folder / ".git") and _is_git_folder(root / folder)}
+    if inner:
+        found = {path for path in found if inner.isdisjoint(path.parents)} | inner
+    return sorted(found)
 
 
 def list_by_git(root: Path, timeout: float = GIT_TIMEOUT) -> set[PurePosixPath] | None:

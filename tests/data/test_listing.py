@@ -170,3 +170,41 @@ def test_without_git(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     paths, how = listing.list_files(root)
     assert paths == [PurePosixPath("a.py")]
     assert "No such file" in how
+
+
+def of_git(folder: Path) -> bool:
+    """Whether git itself says that a folder is its own."""
+    command = ["git", "-c", "safe.bareRepository=all", "-C", str(folder), "rev-parse", "--is-inside-git-dir"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "true"
+
+
+@pytest.mark.parametrize("layout", ["in a plain folder", "in a work tree", "beside its work trees", "with a linked HEAD"])
+def test_no_file_of_git_is_listed_wherever_a_bare_repository_lies(write: Write, layout: str) -> None:
+    root = write({"a.py": "x = 1\n", "b.py": "x = 2\n", "sub/HEAD": "no branch\n", "sub/config": "", "sub/objects/c.py": "x"})
+    source = root.parent / "source"
+    source.mkdir()
+    (source / "m.py").write_text("y = 1\n")
+    run_git(source, "init", "-q", "-b", "main")
+    run_git(source, "add", ".")
+    run_git(source, "commit", "-qm", "first")
+    if layout == "in a work tree":
+        run_git(root, "init", "-q")
+    bare = root / (".bare" if layout == "beside its work trees" else "deep/copy.git")
+    run_git(root, "clone", "-q", "--bare", str(source), str(bare))
+    (bare / "hooks").mkdir(exist_ok=True)
+    (bare / "hooks" / "mine.py").write_text("z = 1\n")
+    if layout == "beside its work trees":
+        (root / ".git").write_text("gitdir: ./.bare\n")
+        run_git(root, "worktree", "add", "-q", "tree", "main")
+    if layout == "with a linked HEAD":
+        (bare / "HEAD").unlink()
+        (bare / "HEAD").symlink_to("refs/heads/main")
+    assert of_git(bare / "hooks")
+    listed, _ = list_files(root)
+    assert [path for path in listed if of_git((root / path).parent)] == []
+    assert bare.relative_to(root) in map(Path, listed)  # where it is counted
+    assert {PurePosixPath(name) for name in ("a.py", "b.py", "sub/HEAD", "sub/objects/c.py")} <= set(listed)
+    assert (PurePosixPath("tree/m.py") in listed) == (layout == "beside its work trees")
+    for folder in (bare, bare / "hooks", source / ".git" / "hooks"):
+        assert listing.is_bare(folder)
+    assert not listing.is_bare(source) and not listing.is_bare(root)
