@@ -38,8 +38,14 @@ def run_git(root: Path, timeout: float, *arguments: str) -> bytes:
     except OSError as error:
         raise GitError(error.strerror or "not installed") from None
     if done.returncode != 0:
-        raise GitError((os.fsdecode(done.stderr).strip().splitlines() or ["no reason given"])[-1])
+        raise GitError(_reason(os.fsdecode(done.stderr)))
     return done.stdout
+
+
+def _reason(said: str) -> str:
+    """Returns the last line of what git said, with the one before where that ends in a colon."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no reason given"]
+    return " ".join(lines[-2:] if lines[-2:-1] and lines[-2].endswith(":") else lines[-1:])
 
 
 def git_command(root: Path, *arguments: str) -> list[str]:

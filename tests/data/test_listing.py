@@ -208,3 +208,13 @@ def test_no_file_of_git_is_listed_wherever_a_bare_repository_lies(write: Write, 
     for folder in (bare, bare / "hooks", source / ".git" / "hooks"):
         assert listing.is_bare(folder)
     assert not listing.is_bare(source) and not listing.is_bare(root)
+
+
+def test_what_git_does_not_know_is_named(write: Write) -> None:
+    root = write({"a.py": "x = 1\n"})
+    run_git(root, "init", "-q")
+    run_git(root, "config", "core.repositoryFormatVersion", "1")
+    run_git(root, "config", "extensions.neverHeardOf", "true")
+    with pytest.raises(GitError, match=r"extension.*neverheardof"):
+        list_by_git(root)
+    assert "neverheardof" in list_files(root)[1]
