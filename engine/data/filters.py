@@ -41,6 +41,7 @@ REASONS: Mapping[str, str] = {
     "submodule": "another repository inside this one; name it with a --repo of its own",
     "unreadable": "could not be opened",
     "missing": "tracked by git, but not in the folder",
+    "not rows": "files in a data set's folder that are of no kind that is read, or that its state does not name",
     "not a row": "lines or elements of a data set that are no JSON object",
     "another column": "rows of a data set whose text stands in another column than that of its first row",
     "no text": "rows of a data set with nothing in its column",

@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from engine.data.json_lines import RowDecoder
+
 _CHUNK = 1 << 16
 _SPACE = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*")
 _INSIDE = re.compile(rb"[ \t\r\n]*")
-_DECODER = json.JSONDecoder()
+_DECODER = RowDecoder()
 _TAIL = 12
 """Characters that a name, number or escape may be short of at the end of what was read."""
 
@@ -55,7 +57,7 @@ class JsonWindow:
         self._at += 1
 
     def value(self, longest: int) -> Any:
-        """Reads a value of JSON, and moves behind it.
+        """Reads a value of JSON, and moves behind it. `Repeated` stands for one that names a field twice.
 
         Raises:
             ValueError: it is none, or longer than `longest` bytes.

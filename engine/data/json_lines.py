@@ -8,7 +8,40 @@ from typing import Any, BinaryIO
 
 from engine.data.messages import kind_of
 
-_GZIP = b"\x1f\x8b"
+
+class Repeated:
+    """Stands for an object that names a field twice, in itself or within: only one of the two would be read."""
+
+    def __init__(self, name: str) -> None:
+        self.problem = f"it names {name!r:.60} twice"
+
+
+class RepeatedError(ValueError):
+    """An object names a field twice."""
+
+
+class RowDecoder(json.JSONDecoder):
+    """Reads JSON, and returns `Repeated` in place of a value with an object that names a field twice."""
+
+    def __init__(self) -> None:
+        super().__init__(object_pairs_hook=self._object)
+        self._repeated: Repeated | None = None
+
+    def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
+        """See JSONDecoder."""
+        self._repeated = None
+        value, end = super().raw_decode(s, idx)
+        return self._repeated or value, end
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs) and self._repeated is None:
+            names = [name for name, _ in pairs]
+            self._repeated = Repeated(next(name for name in names if names.count(name) > 1))
+        return found
+
+
+_DECODER = RowDecoder()
 
 
 def lines(file: BinaryIO, longest: int) -> Iterator[tuple[int, bytes | None]]:
@@ -27,12 +60,10 @@ def refuse_other_encodings(file: BinaryIO) -> None:
     """Leaves a file at its start.
 
     Raises:
-        ValueError: it is UTF-16 or UTF-32, whose lines end in other bytes, or it is compressed.
+        ValueError: it is UTF-16 or UTF-32, whose lines end in other bytes.
     """
     head = file.read(4)
     file.seek(0)
-    if head.startswith(_GZIP):
-        raise ValueError("it is compressed by gzip, and its name does not end in .gz")
     encoding = json.detect_encoding(head)
     if not encoding.startswith("utf-8"):
         raise ValueError(f"it is {encoding.upper()}, and JSON is UTF-8 (iconv -f {encoding} -t utf-8 makes it so)")
@@ -45,16 +76,20 @@ def object_of(line: bytes) -> dict[str, Any]:
         ValueError: it is none.
     """
     try:
-        values = json.loads(line.decode("utf-8-sig", "surrogatepass"))
+        values = _DECODER.decode(line.decode("utf-8-sig", "surrogatepass"))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     if isinstance(values, dict):
         return values
+    if isinstance(values, Repeated):
+        raise RepeatedError(values.problem)
     raise ValueError(f"it is {kind_of(values)}, no object" + "; name an array .json" * isinstance(values, list))
 
 
 def problem_of(error: ValueError) -> str:
     """Says what is wrong with a line."""
+    if isinstance(error, RepeatedError):
+        return str(error)
     if isinstance(error, UnicodeDecodeError):
         return f"its byte {error.start + 1:,} is no UTF-8"
     if isinstance(error, json.JSONDecodeError):

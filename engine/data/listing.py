@@ -36,7 +36,7 @@ def _is_git_folder(folder: Path) -> bool:
     head = folder / "HEAD"
     try:
         if head.is_symlink():  # as git wrote it once, and still reads it
-            return os.readlink(head).startswith("refs/")
+            return str(head.readlink()).startswith("refs/")
         return _HEAD.match(Folder(str(folder)).read(PurePosixPath("HEAD"), 128)) is not None
     except (OSError, NotRegularError):
         return False
@@ -60,7 +60,9 @@ def _sorted(root: Path, paths: Iterable[PurePosixPath]) -> list[PurePosixPath]:
     """Sorts paths. A bare repository among them is one path, as a submodule is, in place of git's own files."""
     found = set(paths)
     inner = {path.parent for path in found if path.name == "HEAD" and path.parent.parts}
-    inner = {folder for folder in inner if not os.path.lexists(root / folder / ".git") and _is_git_folder(root / folder)}
+    inner = {
+        folder for folder in inner if not os.path.lexists(root / folder / ".git") and _is_git_folder(root / folder)
+    }
     if inner:
         found = {path for path in found if inner.isdisjoint(path.parents)} | inner
     return sorted(found)

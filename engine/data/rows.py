@@ -24,10 +24,18 @@ from engine import errors
 from engine.data.collect import SourceFile
 from engine.data.conversations import LANGUAGE, Conversation, RowReader
 from engine.data.json_arrays import JsonWindow, elements, is_array, is_spread, objects
-from engine.data.json_lines import lines, object_of, problem_of, refuse_other_encodings
+from engine.data.json_lines import Repeated, lines, object_of, problem_of, refuse_other_encodings
 from engine.data.languages import language_by_name
 from engine.data.messages import NoConversationError, kind_of
-from engine.data.row_files import data_files, file_kind, is_list_of_rows, opened_json
+from engine.data.row_files import (
+    common_kind,
+    data_files,
+    ending,
+    is_list_of_rows,
+    may_be_array,
+    opened_json,
+    refuse_other_contents,
+)
 from engine.data.tables import RowGroups, arrow_groups, parquet_groups, row_values
 from engine.home_folder import expand_home
 
@@ -68,6 +76,7 @@ class DataSet(ABC):
         total: Rows that were met; each is yielded or counted in `skipped`.
         skipped: Reason (a key of engine.data.filters.REASONS) → rows that are left out.
         examples: Reason → the first few of them.
+        others: Files of its folder that are not read, each with the reason.
     """
 
     def __init__(self, path: Path, files: Sequence[Path], column: str, reader: RowReader) -> None:
@@ -79,6 +88,7 @@ class DataSet(ABC):
         self.total = 0
         self.skipped: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
+        self.others: list[tuple[Path, str]] = []
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
@@ -214,17 +224,18 @@ def open_data_set(given: Path, column: str, reader: RowReader | None = None) -> 
     try:
         if not path.exists():
             raise errors.DATA_SET_UNUSABLE(path=given, problem="it does not exist")
-        files = sorted(data_files(path)) if path.is_dir() else [path]
+        files, others = data_files(path) if path.is_dir() else ([path], [])
         if odd := next((file for file in files if not file.is_file()), None):
             # Rows are read twice, and a FIFO would be waited for.
             raise errors.DATA_SET_UNUSABLE(path=given, problem=f"{odd.name} is no regular file")
+        kind = common_kind(files, others)
     except OSError as error:  # such as a name too long for a path
         raise errors.DATA_SET_UNUSABLE(path=given, problem=error.strerror or error) from error
-    kinds = {file_kind(file) for file in files}
-    if len(kinds) != 1 or "" in kinds:
-        problem = "it holds no .jsonl, .parquet or .arrow file" if not files else "its files are of several kinds"
-        raise errors.DATA_SET_UNUSABLE(path=given, problem="its kind is not known" if kinds == {""} else problem)
-    return (JsonLines if kinds == {"json"} else Table)(path, files, column, reader or RowReader({}))
+    except ValueError as error:
+        raise errors.DATA_SET_UNUSABLE(path=given, problem=error) from error
+    data_set: DataSet = (JsonLines if kind == "json" else Table)(path, files, column, reader or RowReader({}))
+    data_set.others = others
+    return data_set
 
 
 def estimate_text_bytes(given: Path) -> int:
@@ -234,7 +245,7 @@ def estimate_text_bytes(given: Path) -> int:
         EliteError: as open_data_set.
     """
     files = open_data_set(given, "").files
-    return sum(file.stat().st_size * (_COMPRESSION if file.suffix in (".gz", ".parquet") else 1) for file in files)
+    return sum(file.stat().st_size * (_COMPRESSION if ending(file) in (".gz", ".parquet") else 1) for file in files)
 
 
 def _known_column(names: Collection[str]) -> str:
@@ -284,8 +295,9 @@ class JsonLines(DataSet):
         first: dict[str, Any] | None = None
         for part, file in enumerate(self.files):
             with self._reading(), opened_json(file) as opened:
+                refuse_other_contents(file)
                 refuse_other_encodings(opened)
-                if file.name.removesuffix(".gz").endswith(".json") and is_array(opened):
+                if may_be_array(file) and is_array(opened):
                     self._whole[part] = elements
                 elif is_spread(opened, _LONGEST_LINE):
                     self._whole[part] = objects
@@ -316,7 +328,9 @@ class JsonLines(DataSet):
                     if isinstance(values, dict):
                         yield number, position, values
                     else:
-                        self._skip("not a row", part, number, problem=f"it is {kind_of(values)}, no object")
+                        repeated = isinstance(values, Repeated)
+                        problem = values.problem if repeated else f"it is {kind_of(values)}, no object"
+                        self._skip("not a row", part, number, problem=problem)
             except ValueError as error:
                 # Where an array is broken nothing tells where its next row begins.
                 self._skip("cut off", part, number + 1, problem=problem_of(error))
@@ -375,6 +389,7 @@ class Table(DataSet):
         names: dict[str, None] = {}
         for part in range(len(self.files)):
             with self._reading():
+                refuse_other_contents(self.files[part])
                 groups = self._groups(part)
                 names |= dict.fromkeys(groups.names)
                 self._choose(groups.names, self._first_values(groups))
@@ -426,7 +441,7 @@ class Table(DataSet):
     def _groups(self, part: int) -> RowGroups:
         if self._part is None or self._part[0] != part:
             file = self.files[part]
-            self._part = part, parquet_groups(file) if file.suffix == ".parquet" else arrow_groups(file)
+            self._part = part, parquet_groups(file) if ending(file) == ".parquet" else arrow_groups(file)
         return self._part[1]
 
     def close(self) -> None:

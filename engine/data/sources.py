@@ -79,6 +79,10 @@ def _with_rows(collection: Collection, data_sets: Mapping[Path, DataSet]) -> Col
         skipped.update(data_set.skipped)
         for reason, named in data_set.examples.items():
             examples[reason] = [*examples.get(reason, [])[:EXAMPLES], *named][:ROW_EXAMPLES]
+        for file, reason in data_set.others:
+            skipped[reason] += 1
+            if len(examples.setdefault(reason, [])) < EXAMPLES:
+                examples[reason].append(str(file))
     return replace(
         collection,
         files=tuple(files),

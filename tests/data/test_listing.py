@@ -178,9 +178,13 @@ def of_git(folder: Path) -> bool:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "true"
 
 
-@pytest.mark.parametrize("layout", ["in a plain folder", "in a work tree", "beside its work trees", "with a linked HEAD"])
+@pytest.mark.parametrize(
+    "layout", ["in a plain folder", "in a work tree", "beside its work trees", "with a linked HEAD"]
+)
 def test_no_file_of_git_is_listed_wherever_a_bare_repository_lies(write: Write, layout: str) -> None:
-    root = write({"a.py": "x = 1\n", "b.py": "x = 2\n", "sub/HEAD": "no branch\n", "sub/config": "", "sub/objects/c.py": "x"})
+    root = write(
+        {"a.py": "x = 1\n", "b.py": "x = 2\n", "sub/HEAD": "no branch\n", "sub/config": "", "sub/objects/c.py": "x"}
+    )
     source = root.parent / "source"
     source.mkdir()
     (source / "m.py").write_text("y = 1\n")
@@ -207,7 +211,8 @@ def test_no_file_of_git_is_listed_wherever_a_bare_repository_lies(write: Write, 
     assert (PurePosixPath("tree/m.py") in listed) == (layout == "beside its work trees")
     for folder in (bare, bare / "hooks", source / ".git" / "hooks"):
         assert listing.is_bare(folder)
-    assert not listing.is_bare(source) and not listing.is_bare(root)
+    assert not listing.is_bare(source)
+    assert not listing.is_bare(root)
 
 
 def test_what_git_does_not_know_is_named(write: Write) -> None:
