@@ -32,6 +32,15 @@ _BELIEVED = frozenset(
     | {"koi8-r", "koi8-u", "kz1048", "ptcp154", "tis-620", "mac-roman", "mac-cyrillic", "mac-greek", "mac-latin2"}
 )
 "Names as codecs.lookup gives them."
+_LINE_ENDS = re.compile(r"-(?:unix|dos|mac)$", re.IGNORECASE)
+"What Emacs puts behind an encoding's name."
+_OF_7_BITS = frozenset({"hz", "iso2022_jp", "iso2022_jp_1", "iso2022_jp_2", "iso2022_kr"})
+"Encodings whose bytes are ASCII's, with signs to change the alphabet by."
+_SHIFTS = ((b"\x1b$B", "iso2022_jp_2"), (b"\x1b$@", "iso2022_jp_2"), (b"\x1b$)C", "iso2022_kr"))
+"Such signs that occur in nothing else, and an encoding that knows them."
+_UTF_8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+_MOST_IN_UTF_8 = 0.5
+"Share of the bytes above ASCII from which on a text is no language's in Latin letters, but UTF-8 that was damaged."
 _ASIAN = ("cp932", "euc_jp", "gb18030", "big5", "cp949")
 _DETECTED = ("cp932", "euc_jp", "gb18030", "big5", "cp949", "koi8_r", "cp1251", "cp1253", "cp1254", "cp1250", "cp1252")
 _OWN_LETTERS = {"cp1254": frozenset("ğşıİĞŞ")}
@@ -55,11 +64,13 @@ _SIGN_IN_WORD = re.compile(r"[^\W\d_][¡¢£¤¥¦§¨©ª¬®¯°±²³´¶·¸
 def decode(content: bytes) -> str | None:
     """Decodes bytes; returns None where no encoding is sure.
 
-    Encoding the text again gives the same bytes, but for a mark.
+    Encoding the text again gives the same bytes, but for a mark and signs that change the alphabet.
     """
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return _strictly(content, encoding)
+    if content.isascii() and (encoding := _shifting(content)):
+        return _strictly(content, encoding)
     try:
         # A mark is no character; what UTF-8 decodes to always encodes to it again.
         return content.decode("utf-8").removeprefix("\ufeff")
@@ -69,6 +80,17 @@ def decode(content: bytes) -> str | None:
     if declared is not None:
         return _strictly(content, declared)
     return _by_its_looks(content)
+
+
+def _shifting(content: bytes) -> str:
+    """Returns the encoding of 7 bits that an ASCII text declares or has the signs of; "" for none."""
+    declared = _declared(content) or ""
+    if declared in _OF_7_BITS:
+        return declared
+    for sign, encoding in _SHIFTS:
+        if sign in content and "\x1b" not in (_strictly(content, encoding) or "\x1b"):
+            return encoding
+    return ""
 
 
 def _strictly(content: bytes, encoding: str) -> str | None:
@@ -87,7 +109,7 @@ def _declared(content: bytes) -> str | None:
         named = _DECLARED.search(line)
         if named:
             try:
-                found = codecs.lookup((named[1] or named[2]).decode("ascii", "replace")).name
+                found = codecs.lookup(_LINE_ENDS.sub("", (named[1] or named[2]).decode("ascii", "replace"))).name
             except LookupError:
                 return ""
             return found if found in _BELIEVED else ""
@@ -114,7 +136,8 @@ def _by_its_looks(content: bytes) -> str | None:
         text = _exactly(content, encoding) if encoding and encoding not in ("cp1250", "cp1252") else None
         if text is not None and not _OWN_LETTERS.get(encoding, frozenset(text)).isdisjoint(text):
             return text
-    if accented > _MOST_ACCENTED * len(content):
+    in_utf_8 = sum(map(len, _UTF_8.findall(content)))
+    if accented > _MOST_ACCENTED * len(content) or in_utf_8 > _MOST_IN_UTF_8 * accented:
         return None
     texts = [text for encoding in _LATIN if (text := _exactly(content, encoding)) is not None]
     return min(texts, key=lambda text: len(_SIGN_IN_WORD.findall(text)), default=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,53 @@ def test_texts_of_cpythons_own_tests(name: str, stdlib: Path) -> None:
     # Microsoft's CP949, which is what files are in, knows no letters made up of parts: the last line of euc_kr.txt.
     lines = -2 if name == "euc_kr" else None
     assert str(decode(content)).split("\n")[:lines] == text.decode().split("\n")[:lines]
+
+
+def by_iconv(text: str, encoding: str) -> bytes:
+    return subprocess.run(
+        ["iconv", "-f", "UTF-8", "-t", encoding], input=text.encode(), capture_output=True, check=True
+    ).stdout
+
+
+@pytest.mark.skipif(shutil.which("iconv") is None, reason="iconv is not installed")
+@pytest.mark.parametrize(
+    ("encoding", "language", "declared"),
+    [
+        ("ISO-2022-JP", "shift_jis", ""),
+        ("ISO-2022-JP", "shift_jis", "iso-2022-jp"),
+        ("ISO-2022-KR", "euc_kr", ""),
+        ("ISO-2022-KR", "euc_kr", "iso-2022-kr"),
+    ],
+)
+def test_encodings_of_seven_bits_come_back(encoding: str, language: str, declared: str) -> None:
+    head = f"# -*- coding: {declared} -*-\n" if declared else ""
+    for functions in (1, 20):
+        text = head + source(language, functions, random.Random(functions)).replace("：", ":") + "\n"
+        content = by_iconv(text, encoding)
+        assert content.isascii()
+        assert decode(content) == text
+
+
+def test_hz_is_read_where_it_is_declared() -> None:
+    text = "# coding: hz\n# 连接数据库\nx = 1\n"
+    assert decode(text.encode("hz")) == text
+    assert decode(text.encode("hz").split(b"\n", 1)[1]) == "# ~{A,=SJ}>]?b~}\nx = 1\n"
+
+
+def test_signs_for_a_terminal_change_no_alphabet() -> None:
+    for text in ("printf '\x1b[31mred\x1b[0m \x1b(B'\n", "\x1b$ \x1b$Z\n", "x = '\x1b[1m\x1b$B'\n"):
+        assert decode(text.encode()) == text
+
+
+@pytest.mark.parametrize("ends", ["unix", "dos", "mac"])
+def test_the_line_ends_that_emacs_names_do_not_hide_an_encoding(ends: str) -> None:
+    text = f"# -*- coding: latin-1-{ends} -*-\n# Größe\n"
+    assert decode(text.encode("latin-1")) == text
+
+
+@given(st.text("aé ßü日€\n", min_size=40), st.integers(0, 39))
+def test_damaged_utf_8_is_read_as_nothing_else(text: str, place: int) -> None:
+    content = text[:place].encode() + b"\xe9 " + text[place:].encode()
+    read = decode(content)
+    if sum(not c.isascii() for c in text) > 1:
+        assert read is None

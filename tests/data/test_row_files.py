@@ -60,7 +60,7 @@ def test_every_file_of_a_folder_is_read_or_counted(tmp_path: Path) -> None:
         "sub/README.md": "not rows",
     }
     assert texts(tmp_path) == [module(f"m{number}", 9) for number in (1, 0, 2)]
-    with open_sources(DataSection(datasets=(str(tmp_path),))) as sources:
+    with open_sources(DataSection(datasets=[str(tmp_path)])) as sources:
         assert sources.collection.skipped == {"not rows": 3, "symlink": 2}
         assert str(tmp_path / "e.csv") in sources.collection.examples["not rows"]
 
