@@ -16,6 +16,7 @@ import numpy as np
 
 from engine import errors
 from engine.data.cache import prune
+from engine.data.charset import REVISION as CHARSET_REVISION
 from engine.data.chats import TEMPLATES, Chats, find_template
 from engine.data.collect import Collection, SourceFile, describe_skipped
 from engine.data.conversations import LANGUAGE as CONVERSATION
@@ -266,7 +267,7 @@ def _key(reading: Reading, data: DataSection, making: Making) -> str:
     """Names the store by everything that determines its content."""
     digest = hashlib.sha256()
     revisions = [SECRETS_REVISION, NEAR_DUPLICATES_REVISION, SYNTAX_REVISION, LICENCES_REVISION, FIM_REVISION]
-    revisions.append(ENCODED_REVISION)
+    revisions += [ENCODED_REVISION, CHARSET_REVISION]
     options: list[Any] = [
         "encoded" in data.include,
         data.max_file_bytes,
