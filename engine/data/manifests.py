@@ -7,7 +7,9 @@ from pathlib import Path, PurePosixPath
 
 from engine.data.safe_files import Folder, NotRegularError
 
-_READ = frozenset({"Cargo.toml", "go.mod", "package.json"})
+_READ = frozenset(
+    {"Cargo.toml", "go.mod", "go.work", "package.json", "deno.json", "deno.jsonc", "import_map.json", "importmap.json"}
+)
 "Names of files whose text tells what an import means."
 _CONFIGS = ("tsconfig", "jsconfig")
 "How the names of others begin."

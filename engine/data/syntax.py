@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from tree_sitter import Node, Parser
 
-REVISION = 5
+REVISION = 6
 "Raised when files would be ordered or cut otherwise; part of every store's key."
 _DEEPEST = 12
 "Lists within lists of one import that are followed; a hostile file may nest thousands."
@@ -71,6 +71,8 @@ def outline(text: str, language: str, path: PurePosixPath) -> Outline:
     elif name in _GRAMMARS:
         # The patterns begin with a line end: that is found several times as fast as the start of a line.
         imports = _imports(f"\n{text}", _GRAMMARS[name], name)
+        if language == "TypeScript":
+            imports = (*imports, *(f"type:./{path}" for path in _REFERENCE.findall(text)))
         if language == "Rust":
             imports = (*imports, *(f"~{inline}" for inline in INLINE.findall(text)))
     elif language in ("Vue", "Svelte"):
@@ -217,6 +219,7 @@ _SCRIPT_STATEMENT = re.compile(
     r"|import[ \t]+\w+[ \t]*=[ \t]*require\([^)\n]*\)"
     r"|(?:(?:const|let|var)\b[^;()=\n]*(?:\n[ \t}][^;()=\n]*)*=[ \t]*|module\.exports[ \t]*=[ \t]*)?require\([^)\n]*\))"
 )
+_REFERENCE = re.compile(r"(?m)^///[ \t]*<reference[ \t]+path[ \t]*=[ \t]*['\"]([^'\"\n]+)['\"]")
 _COMPONENT = re.compile(r"(?m)^[ \t]*import\b[^'\"\n;]*['\"]([^'\"\n]+)['\"]")
 _SCRIPT = (
     _SCRIPT_STATEMENT,
@@ -241,7 +244,7 @@ _GRAMMARS = {
         "tree_sitter_rust",
         "language",
         re.compile(
-            r"\n((?:#\[path[ \t]*=[ \t]*\"[^\"\n]+\"\][ \t]*\n)?(?:pub(?:\([^)\n]*\))?[ \t]+)?"
+            r"\n((?:#\[path[ \t]*=[ \t]*\"[^\"\n]+\"\][ \t]*\n?[ \t]*)?(?:pub(?:\([^)\n]*\))?[ \t]+)?"
             r"(?:mod[ \t]+\w+[ \t]*;|use\b[^;\n]*(?:\n(?!use\b|mod\b|pub\b)[^;\n]*)*;"
             r"|extern[ \t]+crate[ \t]+\w+[^;\n]*;))"
         ),

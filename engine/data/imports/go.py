@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -10,21 +11,30 @@ from pathlib import PurePosixPath
 from engine.data.imports.names import code_of
 from engine.data.imports.rules import MOST, Files, ImportRules, Repository, Strength
 
-_IMPORT = re.compile(r"(?m)^import\b[ \t]*(?:\(([^)]*)|([^\n(]*))")
+_COMMENT = r"//[^\n]*|/\*[^*]*(?:\*(?!/)[^*]*)*(?:\*/)?"
+_IMPORT = re.compile(
+    rf"(?m)^(?:package[ \t]+\w+[ \t]*;[ \t]*)?import\b[ \t]*(?:\(((?:[^)/\"]|\"[^\"\n]*\"?|{_COMMENT}|/)*)|([^\n(]*))"
+)
+_COMMENTS = re.compile(rf"{_COMMENT}|(\"[^\"\n]*\"?|`[^`]*`?)")
 _QUOTED = re.compile(r'"([^"\n]+)"|`([^`\n]+)`')
 _PACKAGE = re.compile(r"(?m)^package[ \t]+(\w+)")
 _DEFINED = re.compile(r"(?m)^(?:func[ \t]+(\w+)|type[ \t]+(\w+)|(?:var|const)[ \t]+([\w, \t]+))")
 _GROUP = re.compile(r"(?m)^(?:var|const|type)[ \t]*\(\n((?:(?!\))[^\n]*\n)*)")
 _GROUPED = re.compile(r"(?m)^(?:\t|    )([A-Za-z_]\w*(?:,[ \t]*\w+)*)")
 _WORD = re.compile(r"\.?[A-Za-z_]\w*")
-_MODULE = re.compile(r"(?m)^[ \t]*module[ \t]+\"?([^\s\"]+)")
+_MODULE = re.compile(r"(?m)^[ \t]*module[ \t]+(?:\(\s*)?\"?([^\s\"()]+)")
+_REPLACED = re.compile(
+    r"(?m)^[ \t]*(?:replace[ \t]+)?\"?([^\s\"()=]+)\"?(?:[ \t]+v\S+)?[ \t]*=>[ \t]*\"?(\.\.?(?:/[^\s\"]*)?)\"?[ \t]*(?://.*)?$"
+)
+"A module that go.mod or go.work places in a folder of the same tree."
 _RAW = re.compile(r"`[^`]*`?")
 
 
 def scan(text: str) -> Iterator[str]:
     """Yields imported paths, `@name` of the package, `=name` for what is defined, and `~name` for what is mentioned."""
     for found in _IMPORT.finditer(text):
-        for quoted in _QUOTED.finditer(found[1] or found[2] or ""):
+        named = _COMMENTS.sub(lambda each: each[1] or " ", found[1] or found[2] or "")
+        for quoted in _QUOTED.finditer(named):
             yield quoted[1] or quoted[2]
     code = code_of(_RAW.sub(" ", text) if "`" in text else text)
     package = _PACKAGE.search(code)
@@ -79,6 +89,10 @@ class GoRules(ImportRules):
             manifest = PurePosixPath(name)
             if manifest.name == "go.mod" and (found := _MODULE.search(text)):
                 self._modules[found[1]] = _folder(manifest)
+            for replaced in _REPLACED.finditer(text) if manifest.name in ("go.mod", "go.work") else ():
+                folder = posixpath.normpath(posixpath.join(*manifest.parent.parts, replaced[2]))
+                if not folder.startswith(".."):
+                    self._modules.setdefault(replaced[1], "" if folder == "." else folder)
         if not self._modules:
             self._modules = self._guess(files, said)
 

@@ -31,7 +31,13 @@ _BUILT = frozenset({"dist", "lib", "build", "out", "esm", "cjs", "es", "types"})
 _SOURCES = ("src", "source", "lib", "")
 _DEEPEST = 8
 "Files that a tsconfig extends in turn, and objects within objects of `exports`."
-_COMMENTS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|//[^\n]*|/\*[^*]*(?:\*(?!/)[^*]*)*(?:\*/)?|,(?=\s*[}\]])')
+_COMMENTS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|//[^\n]*|/\*[^*]*(?:\*(?!/)[^*]*)*(?:\*/)?')
+_LAST_COMMAS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|,(?=\s*[}\]])')
+_HERE = "${configDir}"
+_MAPS = ("deno.json", "deno.jsonc", "import_map.json", "importmap.json")
+_DEPENDENCIES = ("dependencies", "devDependencies", "peerDependencies", "optionalDependencies")
+_ALIAS = re.compile(r"(?:workspace|npm):(@?[^@\s]+)@|(?:file|link|portal):(\S+)")
+"A dependency under another name than its package's: of that name, or in that folder."
 
 
 class JavaScriptRules(ImportRules):
@@ -42,7 +48,7 @@ class JavaScriptRules(ImportRules):
         self._json = {
             name: read
             for name, text in repository.manifests.items()
-            if name.endswith(".json") and (read := _read(text)) is not None
+            if name.endswith((".json", ".jsonc")) and (read := _read(text)) is not None
         }
         self._packages: dict[str, tuple[PurePosixPath, dict[str, Any]]] = {}
         self._configs: dict[str, list[tuple[PurePosixPath, dict[str, Any]]]] = {}
@@ -63,8 +69,11 @@ class JavaScriptRules(ImportRules):
 
     def _find(self, path: PurePosixPath, wanted: str) -> int | None:
         if wanted.startswith("."):
-            return self._file(joined(path.parent, wanted))
+            place = joined(path.parent, wanted)
+            found = self._file(place)
+            return self._by_root_dirs(path, place) if found is None else found
         found = self._by_config(path, wanted)
+        found = self._by_map(path, wanted) if found is None else found
         if found is None and wanted.startswith(("@/", "~/")):
             # The source folder is the nearest one called so, else the repository's own.
             above = [folder for folder in path.parents if folder.name in ("src", "app")]
@@ -98,6 +107,35 @@ class JavaScriptRules(ImportRules):
                     return found
         return None
 
+    def _by_root_dirs(self, path: PurePosixPath, place: str) -> int | None:
+        """Looks for a file in the folders that its tsconfig lays over one another (`rootDirs`)."""
+        for folder in path.parents:
+            for config, read in self._configs.get(str(folder), ()):
+                options = read.get("compilerOptions")
+                named = options.get("rootDirs") if isinstance(options, dict) else None
+                roots = [joined(config.parent, root) for root in named or () if isinstance(root, str)]
+                below = next((place[len(root) + 1 :] for root in roots if root and place.startswith(f"{root}/")), None)
+                if below is not None:
+                    return self._first([f"{root}/{below}" for root in roots])
+        return None
+
+    def _by_map(self, path: PurePosixPath, wanted: str) -> int | None:
+        """Looks into the import maps of the folders above: those of Deno, or such as pages name."""
+        for folder in path.parents:
+            for name in _MAPS:
+                read = self._json.get(str(folder / name), {})
+                imports = read.get("imports")
+                for key, value in (
+                    sorted(imports.items(), key=lambda each: -len(each[0])) if isinstance(imports, dict) else ()
+                ):
+                    if not isinstance(value, str) or not value.startswith("."):
+                        continue
+                    if wanted == key or (key.endswith("/") and wanted.startswith(key)):
+                        found = self._file(joined(folder, value + wanted[len(key) :]))
+                        if found is not None:
+                            return found
+        return None
+
     def _by_options(self, config: PurePosixPath, read: dict[str, Any], wanted: str) -> int | None:
         for base, paths in self._options(config, read, 0):
             for pattern, targets in sorted(paths.items(), key=lambda item: -len(item[0])):
@@ -106,7 +144,12 @@ class JavaScriptRules(ImportRules):
                 if not isinstance(targets, list) or not (fits if star else wanted == pattern):
                     continue
                 middle = wanted[len(head) : len(wanted) - len(tail)] if star else ""
-                bases = [joined(base, t.replace("*", middle, 1)) for t in targets if isinstance(t, str)]
+                written = [(t, base) for t in targets if isinstance(t, str)]
+                # Counted from the file that is read first, not from the one that it extends.
+                written = [
+                    (t.removeprefix(_HERE + "/"), config.parent) if t.startswith(_HERE) else (t, b) for t, b in written
+                ]
+                bases = [joined(folder, t.replace("*", middle, 1)) for t, folder in written]
                 if (found := self._first(bases)) is not None:
                     return found
         return None
@@ -143,11 +186,28 @@ class JavaScriptRules(ImportRules):
             return None
         parts = wanted.split("/")
         count = 2 if wanted.startswith("@") else 1
-        found = self._packages.get("/".join(parts[:count]))
+        name = "/".join(parts[:count])
+        found = self._packages.get(name) or self._aliased(path, name)
         if found is None:
             return None
         folder, package = found
         return self._entry(folder, package, "/".join([".", *parts[count:]]))
+
+    def _aliased(self, path: PurePosixPath, name: str) -> tuple[PurePosixPath, dict[str, Any]] | None:
+        """Returns the package that the nearest package.json with the dependency calls so."""
+        for folder in path.parents:
+            own = self._json.get(str(folder / "package.json"), {})
+            for kind in _DEPENDENCIES:
+                said = own.get(kind)
+                version = said.get(name) if isinstance(said, dict) else None
+                alias = _ALIAS.match(version) if isinstance(version, str) else None
+                if alias is not None and alias[1]:
+                    return self._packages.get(alias[1])
+                if alias is not None:
+                    place = joined(folder, alias[2])
+                    read = self._json.get(f"{place}/package.json" if place else "package.json")
+                    return None if read is None else (PurePosixPath(place), read)
+        return None
 
     def _entry(self, folder: PurePosixPath, package: dict[str, Any], sub: str) -> int | None:
         """Returns the source file that a package offers under "." or "./x"."""
@@ -203,7 +263,9 @@ def _leaves(value: object, depth: int) -> Iterator[str]:
 def _read(text: str) -> dict[str, Any] | None:
     """Reads JSON with comments and commas behind the last item; returns None for anything but an object."""
     try:
-        read = json.loads(_COMMENTS.sub(lambda found: found[0] if found[0][0] == '"' else "", text))
+        for pattern in (_COMMENTS, _LAST_COMMAS):
+            text = pattern.sub(lambda found: found[0] if found[0][0] == '"' else "", text)
+        read = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return read if isinstance(read, dict) else None

@@ -26,6 +26,11 @@ class RustRules(ImportRules):
         self._by_path = {str(path): number for number, path in files}
         self._roots: set[str] = set()
         self._crates: dict[str, str] = {}
+        self._aliases: dict[str, dict[str, str]] = {}
+        "Folder of a manifest → what it calls a crate → the package that this is."
+        self._shared_aliases: dict[str, str] = {}
+        self._written: dict[tuple[str, str], str] = {}
+        "A file and the name of a module of its whose path is written → the module's file."
         for name, text in sorted(repository.manifests.items()):
             if PurePosixPath(name).name == "Cargo.toml":
                 self._take_manifest(PurePosixPath(name).parent, text)
@@ -38,6 +43,7 @@ class RustRules(ImportRules):
             manifest: dict[str, Any] = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError):
             return
+        self._take_aliases(folder, manifest)
         package, library = manifest.get("package"), manifest.get("lib")
         library = library if isinstance(library, dict) else {}
         targets = [library]
@@ -55,6 +61,25 @@ class RustRules(ImportRules):
                 for crate in (library.get("name"), package.get("name")):
                     if isinstance(crate, str):
                         self._crates.setdefault(crate.replace("-", "_"), root)
+
+    def _take_aliases(self, folder: PurePosixPath, manifest: dict[str, Any]) -> None:
+        """Notes the names that a manifest, or its workspace, gives to packages of other names."""
+        aliases = self._aliases[str(folder)] = {}
+        inner = manifest.get("target")
+        tables = [(manifest, aliases), *((one, aliases) for one in _tables(inner))]
+        tables += [(one, self._shared_aliases) for one in (manifest.get("workspace"),) if isinstance(one, dict)]
+        for table, into in tables:
+            for kind in ("dependencies", "dev-dependencies", "build-dependencies"):
+                dependencies = table.get(kind)
+                for name, said in dependencies.items() if isinstance(dependencies, dict) else ():
+                    if isinstance(said, dict) and isinstance(said.get("package"), str):
+                        into[name.replace("-", "_")] = said["package"].replace("-", "_")
+
+    def _crate(self, path: str, name: str) -> str | None:
+        """Returns the root of the crate that a file means by a name."""
+        folder = next((str(one) for one in PurePosixPath(path).parents if str(one) in self._aliases), "")
+        called = self._aliases.get(folder, {}).get(name) or self._shared_aliases.get(name)
+        return self._crates.get(called or name)
 
     def _take_root(self, path: PurePosixPath) -> None:
         whole = f"/{path}"
@@ -75,6 +100,8 @@ class RustRules(ImportRules):
             for word in imports[number] if imports else ():
                 if word.startswith("mod:") and (found := self._module(path, word[4:])) is not None and found != path:
                     parents.setdefault(found, path)
+                    if "=" in word:
+                        self._written[path, word[4:].partition("=")[0]] = found
         return parents
 
     def _folder(self, path: str) -> PurePosixPath:
@@ -88,6 +115,8 @@ class RustRules(ImportRules):
         if written:
             found = joined(PurePosixPath(path).parent, written)
             return found if found in self._by_path else None
+        if (path, name) in self._written:
+            return self._written[path, name]
         folders = [self._folder(path)]
         file = PurePosixPath(path)
         if path in self._roots and folders[0] == file.parent:
@@ -124,7 +153,7 @@ class RustRules(ImportRules):
             return [] if base is None else self._below(base, rest)
         if self._module(path, head) is not None:
             return self._below(path, [head, *rest])
-        crate = self._crates.get(head)
+        crate = self._crate(path, head)
         return [] if crate is None or crate == root else self._below(crate, rest)
 
     def _below(self, path: str, names: Sequence[str]) -> list[int]:
@@ -157,6 +186,10 @@ class RustRules(ImportRules):
                 if root in self._by_path:
                     return root
         return None
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value.values() if isinstance(one, dict)] if isinstance(value, dict) else []
 
 
 INLINE = re.compile(r"\bcrate::(?:\w+::)*\w+")
