@@ -9,11 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
-
-from engine.data.gitignore import exactly
+from engine.data.gitignore import pattern_to_regex
 from engine.data.safe_files import Folder, NotRegularError
 
 NAME = ".gitattributes"
@@ -26,76 +24,128 @@ _REASONS = {
 }
 "Attribute → the reason (of engine.data.filters.REASONS) to leave a file out."
 _LANGUAGE = "linguist-language"
+_KNOWN = frozenset({*_REASONS, _LANGUAGE})
 _NO = frozenset({"false", "no", "0", "off"})
 
 Marks = Mapping[str, bool | str]
 'Reason → whether a file is marked as such; "language" → the name of its language.'
 
 
+_Said = tuple[str, bool | str | None]
+"An attribute and its value; None takes back what rules before said."
+_Rules = list[tuple[re.Pattern[str], list[_Said]]]
+_MACRO = "[attr]"
+_ESCAPED = re.compile(r"\\([0-7]{3}|.)")
+_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_FIRST = PurePosixPath(".git/info/attributes")
+"What git reads before all else."
+
+
 class Attributes:
-    """The .gitattributes files of one folder and those below."""
+    """The .gitattributes files of one folder, of those below, and of those above up to the top of its work tree."""
 
     def __init__(self, folder: Folder, paths: Iterable[PurePosixPath]) -> None:
-        """Reads those among `paths`."""
-        self._rules: dict[PurePosixPath, list[tuple[re.Pattern[str], dict[str, bool | str | None]]]] = {}
+        """Reads those among `paths`, and those above the folder."""
+        root = Path(folder.root)
+        tree = (root, *root.parents)
+        top = next((place for place in tree if os.path.lexists(place / ".git")), root)
+        own = [_lines(Folder(str(top)), path) for path in (_FIRST, PurePosixPath(NAME))]
+        # git knows macros of the top alone, wherever they are used.
+        self._macros = dict(_macro(words) for lines in reversed(own) for pattern, words in lines if pattern == _MACRO)
+        self._of_folder: dict[PurePosixPath, _Rules] = {}
         for path in paths:
-            if path.name == NAME:
-                try:
-                    rules = list(_parse(os.fsdecode(folder.read(path, _LONGEST))))
-                except NotRegularError:
-                    continue
-                if rules:
-                    self._rules[path.parent] = rules
+            if path.name == NAME and path.parent.parts and (rules := self._rules(_lines(folder, path))):
+                self._of_folder[path.parent] = rules
+        above = [_lines(Folder(str(place)), PurePosixPath(NAME)) for place in tree[: tree.index(top)]]
+        places = [(top, own[0]), *zip(tree, above, strict=False), (top, own[1])]
+        read = [("/".join(root.relative_to(place).parts), self._rules(lines)) for place, lines in places]
+        self._all = read
+        self._is_empty = not (self._of_folder or any(rules for _, rules in read))
+
+    def _rules(self, lines: Iterable[tuple[str, list[str]]]) -> _Rules:
+        found: _Rules = []
+        for pattern, words in lines:
+            said = [each for word in words if (each := _said(word))[0] in _KNOWN or each[0] in self._macros]
+            if said and pattern != _MACRO and not pattern.startswith("!") and not pattern.endswith("/"):
+                regex, _ = pattern_to_regex(pattern)
+                if regex is not None:
+                    found.append((regex, said))
+        return found
 
     def of(self, path: PurePosixPath) -> Marks:
         """Returns the marks of a file, by its path below the folder."""
-        found: dict[str, bool | str] = {}
-        if not self._rules:
-            return found
-        unset: set[str] = set()
-        for base in path.parents:
-            if base not in self._rules:
-                continue
-            below = str(path.relative_to(base))
-            for regex, marks in reversed(self._rules[base]):
-                if marks.keys() <= found.keys() | unset or not regex.search(below):
-                    continue
-                for name, value in marks.items():
-                    if name not in found and name not in unset:
-                        if value is None:
-                            unset.add(name)
-                        else:
-                            found[name] = value
-        return found
+        if self._is_empty:
+            return {}
+        below = [
+            (str(path.relative_to(base)), self._of_folder[base]) for base in path.parents if base in self._of_folder
+        ]
+        first, *outer = [(f"{folder}/{path}" if folder else str(path), rules) for folder, rules in self._all]
+        found: dict[str, bool | str | None] = {}
+        for name, rules in (first, *below, *outer):
+            for regex, said in reversed(rules):
+                if not all(attribute in found for attribute, _ in said) and regex.search(name):
+                    self._take(said, found)
+        return _marks(found)
+
+    def _take(self, said: Iterable[_Said], found: dict[str, bool | str | None]) -> None:
+        """Notes what a rule says of attributes that no rule before it speaks of, and what macros stand for."""
+        for attribute, value in reversed(list(said)):
+            if attribute not in found:
+                found[attribute] = value
+                if value is True:
+                    self._take(self._macros.get(attribute, ()), found)
 
 
-def _parse(content: str) -> Iterable[tuple[re.Pattern[str], dict[str, bool | str | None]]]:
-    for line in content.removeprefix("\ufeff").split("\n"):
-        pattern, words = _pattern_of(line.strip())
-        marks = {name: value for word in words for name, value in _mark(word)}
-        if not pattern or not marks or pattern.startswith("!") or pattern.endswith("/"):
-            continue
-        try:
-            regex, _ = GitIgnoreSpecPattern.pattern_to_regex(pattern)
-        except ValueError:
-            continue
-        if regex is not None:
-            yield re.compile(exactly(regex), re.DOTALL), marks
+def _marks(found: Mapping[str, bool | str | None]) -> Marks:
+    made: dict[str, bool | str] = {}
+    for attribute, reason in _REASONS.items():
+        value = found.get(attribute)
+        if value is not None and reason not in made:
+            made[reason] = value if isinstance(value, bool) else value.lower() not in _NO
+    language = found.get(_LANGUAGE)
+    if isinstance(language, str):
+        made["language"] = language.replace("-", " ")
+    return made
 
 
-def _pattern_of(line: str) -> tuple[str, list[str]]:
-    if not line or line.startswith(("#", "[attr]")):
-        return "", []
-    if line.startswith('"') and (end := line.find('"', 1)) > 0:
-        return line[1:end], line[end + 1 :].split()
-    pattern, *words = line.split()
-    return pattern, words
+def _lines(folder: Folder, path: PurePosixPath) -> list[tuple[str, list[str]]]:
+    """Returns the pattern and the words of each line of a file; `[attr]` and a macro's name before its words."""
+    try:
+        content = os.fsdecode(folder.read(path, _LONGEST))
+    except NotRegularError:
+        return []
+    found = []
+    for line in map(str.strip, content.removeprefix("\ufeff").split("\n")):
+        if line.startswith(_MACRO):
+            found.append((_MACRO, line.removeprefix(_MACRO).split()))
+        elif quoted := _QUOTED.match(line):
+            found.append((_unquoted(quoted[1]), line[quoted.end() :].split()))
+        elif line and not line.startswith("#"):
+            pattern, *words = line.split()
+            found.append((pattern, words))
+    return found
 
 
-def _mark(word: str) -> Iterable[tuple[str, bool | str | None]]:
+def _macro(words: list[str]) -> tuple[str, list[_Said]]:
+    return (words[0] if words else "", list(map(_said, words[1:])))
+
+
+def _unquoted(text: str) -> str:
+    """Reads the escapes of C, of which each number is a byte."""
+    content = b""
+    end = 0
+    for found in _ESCAPED.finditer(text):
+        code = found[1]
+        content += os.fsencode(text[end : found.start()])
+        content += bytes([int(code, 8) & 255]) if len(code) == 3 else os.fsencode(_ESCAPES.get(code, code))
+        end = found.end()
+    return os.fsdecode(content + os.fsencode(text[end:]))
+
+
+def _said(word: str) -> _Said:
     sign = word[0] if word[0] in "-!" else ""
     name, equals, value = word.removeprefix(sign).partition("=")
-    if name in _REASONS:
-        yield _REASONS[name], None if sign == "!" else sign != "-" and value.lower() not in _NO
-    elif name == _LANGUAGE and equals and not sign:
-        yield "language", value.replace("-", " ")
+    if sign:
+        return name, None if sign == "!" else False
+    return name, value if equals else True

@@ -9,12 +9,29 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from dataclasses import dataclass
 
 from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 _BELOW = "(?:(?P<ps_d>/)|$)"
 "How pathspec ends a pattern that also matches what lies below."
+
+
+_BRACKET = re.compile(r"\[[!^]?\]?(?:\[:\w+:\]|\\.|[^\]\\])*\]")
+_CLASS = re.compile(r"\[:(\w+):\]")
+_CLASSES = {
+    "alnum": "a-zA-Z0-9",
+    "alpha": "a-zA-Z",
+    "blank": " \t",
+    "digit": "0-9",
+    "lower": "a-z",
+    "space": " \t\n\r\v\f",
+    "upper": "A-Z",
+    "word": "a-zA-Z0-9_",
+    "xdigit": "0-9a-fA-F",
+}
+"""Classes of POSIX, which git knows within brackets and pathspec does not."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +66,23 @@ class IgnoreRules:
 def _parse(line: str) -> _Rule | None:
     pattern = line if line.endswith("\\ ") else line.rstrip(" ")
     folders_only = pattern.endswith("/")
+    regex, excludes = pattern_to_regex(pattern.removesuffix("/"))
+    return None if regex is None or excludes is None else _Rule(regex, excludes, folders_only)
+
+
+def pattern_to_regex(pattern: str) -> tuple[re.Pattern[str] | None, bool | None]:
+    """Translates a pattern, for entries that match it themselves; returns with it whether it excludes these."""
+
+    def written_out(found: re.Match[str]) -> str:
+        return _CLASS.sub(lambda name: _CLASSES.get(name[1], name[0]), found[0])
+
     try:
-        regex, excludes = GitIgnoreSpecPattern.pattern_to_regex(pattern.removesuffix("/"))
-    except ValueError:
-        return None
-    if regex is None or excludes is None:
-        return None
-    return _Rule(re.compile(exactly(regex), re.DOTALL), excludes, folders_only)
+        regex, excludes = GitIgnoreSpecPattern.pattern_to_regex(_BRACKET.sub(written_out, pattern))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of brackets within brackets
+            return None if regex is None else re.compile(exactly(regex), re.DOTALL), excludes
+    except (ValueError, re.error):
+        return None, None
 
 
 def exactly(regex: str) -> str:
