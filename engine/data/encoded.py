@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from engine.data.documents import Edit
+from engine.data.encoded_lines import SHORTEST_TABLE, encoded_lines, stretches
 
-REVISION = 1
+REVISION = 2
 "Raised when other text would be cut out; part of every store's key."
 PLACEHOLDER = "…"
 "What stands in place of a run that is cut out."
@@ -19,14 +20,12 @@ _LEFT = 400
 "Characters of other text that are worth keeping, whatever the share."
 _SHORTEST = 512
 "Characters of a run of base64 or of hexadecimal digits, its line ends and quotation marks included."
-_SHORTEST_TABLE = 2048
-"Characters of a table of numbers: shorter ones are constants that people look up."
 _FEWEST = 64
 "Items of a table."
 _STRIPE = 32
 "Letters and digits in a row, of which any run of that size has some."
-_LINE = b"a" * 60
-"Letters of base64 in a row, in classes of bytes."
+_LINE = 60
+"Letters of base64 in a row."
 _BETWEEN = re.compile(r"[\s\"'`,+\\#*;|>]{0,40}")
 _TAIL = re.compile(r"(?:[\s\"'`,+\\#*;|>]{1,40}[A-Za-z0-9+/_-]{4,}={0,2}(?=[\s\"'`,;)\]}<]|$))?")
 # Each letter has one place in these, so that a run that is too short is given up at once.
@@ -71,6 +70,7 @@ def find_encoded(text: str) -> list[Edit]:
             found += _tables(_DECIMAL, text)
         if b"a" * _STRETCH in content.translate(_IN_DUMPS):
             found += _tables(_DUMPED, text)
+    found += encoded_lines(text, content)
     return [Edit(start, end, PLACEHOLDER) for start, end in _merged(found)]
 
 
@@ -99,7 +99,7 @@ def is_encoded(text: str, edits: list[Edit]) -> bool:
 def _words(text: str, content: bytes) -> Iterator[tuple[int, int]]:
     """Yields the runs of base64 and hexadecimal digits; `content` is a byte for each character."""
     start = end = -1
-    for first, last in _lines(content.translate(_IN_LINES)):
+    for first, last in stretches(content.translate(_IN_LINES), _LINE):
         if not _looks_encoded(text[first:last]):
             continue
         if start >= 0 and (between := _BETWEEN.match(text, end)) and between.end() == first:
@@ -110,15 +110,6 @@ def _words(text: str, content: bytes) -> Iterator[tuple[int, int]]:
         start, end = first, last
     if start >= 0:
         yield from _run(text, start, end)
-
-
-def _lines(classes: bytes) -> Iterator[tuple[int, int]]:
-    """Yields the longest stretches of the letters of base64 that are a line of it."""
-    end = 0
-    while (start := classes.find(_LINE, end)) >= 0:
-        end = classes.find(b" ", start)
-        end = len(classes) if end < 0 else end
-        yield start, end
 
 
 def _run(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -151,7 +142,7 @@ def _kind(letter: str) -> int:
 
 def _tables(pattern: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
     for found in pattern.finditer(text):
-        if found.end() - found.start() >= _SHORTEST_TABLE:
+        if found.end() - found.start() >= SHORTEST_TABLE:
             yield found.start(), len(found[0].rstrip()) + found.start()
 
 
