@@ -6,18 +6,20 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 
+from engine.data.rare_languages import RARE_EXTENSIONS
+
 _EXTENSIONS = {
     "ABAP": "abap",
     "ActionScript": "as mxml",
     "Ada": "adb ads",
     "Agda": "agda lagda",
     "ANTLR": "g g4",
-    "Apex": "trigger",
+    "Apex": "apex trigger",
     "AppleScript": "applescript",
     "Arduino": "ino pde",
     "AsciiDoc": "adoc asc asciidoc",
     "ASP.NET": "ascx ashx asmx aspx master",
-    "Assembly": "asm s sx",
+    "Assembly": "a51 asm s sx",
     "Astro": "astro",
     "Awk": "awk gawk mawk",
     "Batch": "bat cmd",
@@ -78,22 +80,23 @@ _EXTENSIONS = {
     "Handlebars": "handlebars hbs mustache",
     "Haskell": "hs lhs",
     "Haxe": "hx hxml",
-    "HLSL": "fx fxh hlsl hlsli usf ush",
+    "HLSL": "cg cginc compute fx fxh hlsl hlsli usf ush",
     "HTML": "cshtm htm html shtml xhtml",
     "Hy": "hy",
     "IDL": "idl webidl",
     "Idris": "idr lidr",
     "INI": (
-        "cfg conf desktop editorconfig ini link mount netdev network path properties service slice socket target timer"
+        "cfg conf desktop editorconfig ini link mount netdev network path properties service slice socket target timer "
+        "xcconfig"
     ),
     "Isabelle": "thy",
     "Janet": "janet",
     "Jasmin": "j",
     "Java": "java",
     "Java Server Pages": "jsp jspf jspx tag",
-    "JavaScript": "cjs js jsx mjs",
-    "Jinja": "j2 jinja jinja2",
-    "JSON": "avsc code-workspace json json5 jsonc jsonld topojson webmanifest",
+    "JavaScript": "cjs es6 js jscad jsx mjs",
+    "Jinja": "j2 jinja jinja2 tera",
+    "JSON": "avsc code-snippets code-workspace hjson json json5 jsonc jsonld topojson webmanifest",
     "Jsonnet": "jsonnet libsonnet",
     "Julia": "jl",
     "Jupyter": "ipynb",
@@ -125,14 +128,14 @@ _EXTENSIONS = {
     "Nunjucks": "njk nunjucks",
     "Nushell": "nu",
     "Objective-C++": "mm",
-    "OCaml": "eliom ml mli mll mly re rei",
+    "OCaml": "eliom ml mli mll mly opam re rei",
     "Odin": "odin",
     "OpenCL": "cl",
     "OpenSCAD": "scad",
     "Org": "org",
     "Pascal": "dfm dpk dpr lfm lpr pas pp",
     "Perl": "cgi perl pl plx pm pod psgi t",
-    "PHP": "inc php php3 php4 php5 php7 phps phtml",
+    "PHP": "inc php php3 php4 php5 php7 phps phpt phtml",
     "Pkl": "pkl",
     "Pony": "pony",
     "PowerShell": "ps1 psd1 psm1",
@@ -142,7 +145,7 @@ _EXTENSIONS = {
     "Pug": "jade pug",
     "Puppet": "epp",
     "PureScript": "purs",
-    "Python": "gyp gypi py pyi pyt pyw sage tac wsgi",
+    "Python": "gyp gypi ipy py pyi pyt pyw sage smk tac wsgi",
     "QML": "qbs qml",
     "Qt project": "prf pri",
     "R": "r rd rmd rnw",
@@ -176,9 +179,9 @@ _EXTENSIONS = {
     "Swift": "swift swiftinterface",
     "SystemVerilog": "sv svh svi",
     "Tact": "tact",
-    "Tcl": "tcl",
+    "Tcl": "sdc tcl tk xdc",
     "Templ": "templ",
-    "Terraform": "hcl tf tftpl tfvars tofu",
+    "Terraform": "hcl nomad tf tftpl tfvars tofu",
     "TeX": "cls sty tex",
     "Text": "txt",
     "Textual CSS": "tcss",
@@ -199,13 +202,13 @@ _EXTENSIONS = {
     "WebAssembly": "wast wat",
     "WGSL": "wgsl",
     "XML": (
-        "axml config csproj dita filters fsproj fxml jelly manifest nuspec plist pom proj props qrc resx rng "
-        "ruleset shproj slnx sqlproj storyboard targets tei ui vbproj vcxproj vsct wsdl wxs xaml xib xml xsd "
-        "xsl xslt xul"
+        "axaml axml config csproj dita entitlements filters fsproj fxml jelly jmx manifest nuspec plist pom proj props qrc resx rng "
+        "ps1xml ruleset shproj slnx sqlproj storyboard targets tei ui vbproj vcxproj vsct wsdl wxs xaml xib xml xsd "
+        "stringsdict tmlanguage xsl xslt xul"
     ),
     "XQuery": "xq xql xqm xquery xqy",
     "Xtend": "xtend",
-    "YAML": "cff clang-format clang-tidy prettierrc sls yaml yamllint yml",
+    "YAML": "cff cwl clang-format clang-tidy ksy prettierrc sls sublime-syntax yaml yamllint yml",
     "YANG": "yang",
     "YARA": "yar yara",
     "Zeek": "zeek",
@@ -315,7 +318,11 @@ _INTERPRETERS = {
     "tclsh": "Tcl",
     "zsh": "Shell",
 }
-_BY_EXTENSION = {extension: language for language, names in _EXTENSIONS.items() for extension in names.split()}
+_BY_EXTENSION = {
+    extension: language
+    for language, names in (*RARE_EXTENSIONS.items(), *_EXTENSIONS.items())
+    for extension in names.split()
+}
 _NAMES = {name: language for language, names in _FILE_NAMES.items() for name in names.split()}
 _PATTERNS_OF = frozenset({"in", "dist", "sample", "example", "template", "default"})
 "Endings of files that become another one: config.yml.dist is YAML."
@@ -377,7 +384,9 @@ def language_by_shebang(head: bytes) -> str | None:
     return _INTERPRETERS.get(programs[0].rstrip("0123456789.")) if programs else None
 
 
-LANGUAGES: Mapping[str, str] = {language.lower(): language for language in (*_EXTENSIONS, *_FILE_NAMES)}
+LANGUAGES: Mapping[str, str] = {
+    language.lower(): language for language in (*_EXTENSIONS, *RARE_EXTENSIONS, *_FILE_NAMES)
+}
 "Small letters → a language's name."
 
 
