@@ -202,7 +202,8 @@ _EXTENSIONS = {
     "WebAssembly": "wast wat",
     "WGSL": "wgsl",
     "XML": (
-        "axaml axml config csproj dita entitlements filters fsproj fxml jelly jmx manifest nuspec plist pom proj props qrc resx rng "
+        "axaml axml config csproj dita entitlements filters fsproj fxml jelly jmx manifest nuspec plist pom "
+        "proj props qrc resx rng "
         "ps1xml ruleset shproj slnx sqlproj storyboard targets tei ui vbproj vcxproj vsct wsdl wxs xaml xib xml xsd "
         "stringsdict tmlanguage xsl xslt xul"
     ),
