@@ -15,11 +15,13 @@ from engine.models.weight_map import WeightMap
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _COMPARED = 256
 """Neighbouring values from the middle of each weight that are compared."""
+_WHOLE = 65_536
+"""Values of a weight up to which each of them is looked at: norms and biases."""
 
 
 @torch.no_grad()
 def check_loaded(model: Any, weights: WeightMap, info: Mapping[str, Any]) -> None:
-    """Compares a sample of every weight with the files.
+    """Compares a sample of every weight with the files, and makes sure that it is of finite numbers.
 
     The names are matched twice, by the library and by `map_weights`. In any release of the library, this detects a
     weight that it draws at random or takes from another tensor.
@@ -47,6 +49,10 @@ def check_loaded(model: Any, weights: WeightMap, info: Mapping[str, Any]) -> Non
                 raise _refusal(weights, f"it read {tensor.name} as other than 4 bits")
         elif not in_4_bits and not _agrees(parameter, tensor):
             raise _refusal(weights, f"it put other numbers into {name} than the {tensor.name} of the files")
+        elif not in_4_bits and not _is_finite(parameter):
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            problem = f"{tensor.name} holds numbers that are no finite ones in {dtype}, so that nothing can be computed"
+            raise errors.MODEL_DIRECTORY_INVALID(path=weights.folder.path, problem=problem)
 
 
 def _name(said: Any) -> str:
@@ -57,6 +63,14 @@ def _refusal(weights: WeightMap, problem: str) -> errors.EliteError:
     return errors.MODEL_DIRECTORY_INVALID(
         path=weights.folder.path, problem=f"transformers {transformers.__version__} reads it otherwise: {problem}"
     )
+
+
+def _is_finite(parameter: torch.Tensor) -> bool:
+    """Whether all numbers of a small weight are finite, or those of a large one that are compared."""
+    values = parameter.detach().flatten()
+    if values.numel() > _WHOLE:
+        values = values[(values.numel() - _COMPARED) // 2 :][:_COMPARED]
+    return bool(torch.isfinite(values).all())
 
 
 def _agrees(parameter: torch.Tensor, tensor: StoredTensor) -> bool:

@@ -533,3 +533,22 @@ def test_a_tokenizer_whose_pattern_gives_up_is_one_line(make):
     encoder = Encoder(edit_tokenizer(make(), pre_tokenizer=pattern))
     with pytest.raises(EliteError, match="tokenizer cannot be used"):
         encoder.encode_documents([("name.py", "word " * 40)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
+def test_weights_that_are_no_finite_numbers_are_refused_before_a_run_learns_nothing(make, value, name):
+    path = make()
+    edit(path, lambda tensors: {**tensors, name: torch.full_like(tensors[name], value)})
+    assert f"{name} holds numbers that are no finite ones" in loading_refusal(path)
+
+
+def test_one_number_of_a_norm_is_enough(make):
+    path = make()
+
+    def one(tensors):
+        tensors["model.norm.weight"][3] = float("nan")
+        return tensors
+
+    edit(path, one)
+    assert "model.norm.weight holds numbers" in loading_refusal(path)
