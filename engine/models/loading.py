@@ -72,6 +72,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
         open_folder(Path(source))
     if Path(source).is_dir() and not has_tokenizer(Path(source)):
         raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=f"it has no {TOKENIZER_FILE}")
+    _check_settings(Path(source))
     file = _from_library(spec, _Cached(TOKENIZER_FILE), source, {})
     try:
         if file:
@@ -92,6 +93,17 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     name_end(tokenizer, text_settings(settings), source)
     check_vocabulary(source, tokenizer, spec.vocab_size)
     return tokenizer
+
+
+def _check_settings(folder: Path) -> None:
+    """Makes sure that each file of a tokenizer's settings is an object of JSON: the library does not name the file."""
+    for name in _SETTINGS:
+        if (folder / name).exists():
+            try:
+                regular_file.read_object(folder / name, follow=True, bounded=False)
+            except (OSError, ValueError, RecursionError) as error:
+                said = "it is nested too deeply" if isinstance(error, RecursionError) else error
+                raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=f"{name} cannot be read ({said})") from error
 
 
 class _Cached:
@@ -304,7 +316,21 @@ def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str
     except Exception as error:  # of any kind, by what config.json holds
         if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
             raise
+        what = _READ_BY.get(loader) if Path(source).is_dir() else None
+        of_family = loader is AutoConfig and type(error) is ValueError  # an unknown one, or code of its own
+        if what is not None and not of_family:
+            problem = f"{what} cannot be read ({_first_line(error)})"
+            raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
         raise _unsupported(spec, error) from error
+
+
+_READ_BY = {
+    AutoConfig: "config.json",
+    AutoTokenizer: "its tokenizer's settings",
+    PreTrainedTokenizerFast: "its tokenizer's settings",
+}
+"""What a class of the library reads that fails for what a file says, not for the family."""
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 _OUT_OF_MEMORY = re.compile("memory|CUDA|alloc", re.IGNORECASE)
@@ -321,5 +347,10 @@ def _unsupported(spec: ModelSpec, error: Exception) -> errors.EliteError:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if isinstance(error, KeyError) and error.args and isinstance(said := error.args[0], str):
+        # The library looks a value up, and says nothing but the value.
+        return said if " " in said else f"it does not know {said!r}"
+    if lines[1:] and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}".rstrip(".")
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -552,3 +553,32 @@ def test_one_number_of_a_norm_is_enough(make):
 
     edit(path, one)
     assert "model.norm.weight holds numbers" in loading_refusal(path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "", "\ufeff{}", '"a"', "[" * 100_000], ids=["cut", "list", "empty", "mark", "text", "deep"]
+)
+def test_a_broken_file_of_settings_is_named(make, name, content):
+    path = make()
+    (path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(EliteError) as caught:
+        load_tokenizer(find_model(str(path)))
+    assert caught.value.code == "model-directory-invalid"
+    assert f"{path}: {name} cannot be read" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rope_parameters": {"rope_type": "foo", "rope_theta": 1e4, "factor": 2.0}}, "does not know 'foo'"),
+        ({"hidden_act": "foo"}, "does not know 'foo'"),
+        ({"rms_norm_eps": "1e-5"}, "config.json cannot be read.*rms_norm_eps.*str"),
+        ({"eos_token_id": "x"}, "config.json cannot be read.*eos_token_id"),
+    ],
+)
+def test_a_value_that_the_library_refuses_is_named(make, values, said):
+    path = make()
+    edit_json(path, "config.json", **values)
+    assert re.search(said, loading_refusal(path))
