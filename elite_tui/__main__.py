@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine import __version__
 from engine.cli import require_working_directory
+from engine.commands.parser import CommandParser, report
 from engine.errors import EliteError
 from engine.home_folder import expand_home
 from engine.standard_streams import open_standard_streams
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from elite_tui.wizard.draft import Draft
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Builds the parser of the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="elite-tui",
         description="Fine-tune a code model on your own repository: a wizard, and a monitor for its runs.",
         epilog="Runs go on when this program ends. `engine --help` lists the commands without a terminal app.",
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     monitor.add_argument(
         "runs", nargs="*", metavar="RUN", help="id, the beginning of one, or a run directory; several open in tabs"
     )
-    commands.add_parser("runs", help="list the runs")
+    parser.commands = {"monitor": monitor, "runs": commands.add_parser("runs", help="list the runs")}
     return parser
 
 
@@ -47,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_working_directory()
         return _run(args)
     except EliteError as error:
-        print(f"elite-tui: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        return report(error, as_json=False, program="elite-tui")
 
 
 def _run(args: argparse.Namespace) -> int:

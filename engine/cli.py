@@ -5,42 +5,26 @@ A named command imports its own module alone; `engine --help` imports none.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
 
 from engine import __version__, errors
-from engine.commands.output import print_json
+from engine.commands.parser import CommandParser, report
 from engine.commands.summaries import SUMMARIES, module_of
 from engine.errors import EliteError
 from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.standard_streams import open_standard_streams
 
 
-class _Parser(argparse.ArgumentParser):
-    """Parser whose messages quote arguments without their control characters."""
-
-    def error(self, message: str) -> NoReturn:
-        """See argparse."""
-        super().error(errors.one_line(message))
-
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        # argparse drops the value of `--option=--`, and gives the option an unchecked empty list.
-        if action.option_strings and arg_strings == ["--"]:
-            raise argparse.ArgumentError(action, "expected one argument")
-        return super()._get_values(action, arg_strings)
-
-
-def build_parser(filled: Iterable[str] = SUMMARIES) -> argparse.ArgumentParser:
+def build_parser(filled: Iterable[str] = SUMMARIES) -> CommandParser:
     """Builds the parser of all sub-commands.
 
     Args:
         filled: The ones whose options are added. The others have names and summaries only.
     """
-    parser = _Parser(
+    parser = CommandParser(
         prog="engine",
         description="Fine-tune a code model on your own repository, headless.",
         epilog="Exit codes: 0 done; 2 wrong usage or configuration; 3 does not fit or pre-flight failed; "
@@ -54,6 +38,7 @@ def build_parser(filled: Iterable[str] = SUMMARIES) -> argparse.ArgumentParser:
             module = importlib.import_module(module_of(name))
             module.add_arguments(subparser, name)
             subparser.set_defaults(run=module.run, command=name)
+            parser.commands[name] = subparser
     return parser
 
 
@@ -73,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_working_directory()
         status: int = args.run(args)
     except EliteError as error:
-        return _report(error, as_json=getattr(args, "json", False))
+        return report(error, as_json=getattr(args, "json", False))
     except KeyboardInterrupt:
         return errors.INTERRUPTED
     except BrokenPipeError:
@@ -86,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A panic of a library in Rust is no Exception.
         from engine.runs.crash_log import internal_error
 
-        return _report(internal_error(error), as_json=getattr(args, "json", False))
+        return report(internal_error(error), as_json=getattr(args, "json", False))
     return status
 
 
@@ -100,13 +85,6 @@ def require_working_directory() -> None:
         os.getcwd()  # noqa: PTH109 - pathlib's would be the same call
     except OSError as error:
         raise errors.WORKING_DIRECTORY_GONE() from error
-
-
-def _report(error: EliteError, *, as_json: bool) -> int:
-    if as_json:
-        print_json({"error": error.code, "message": error.message, "remedy": error.remedy})
-    print(f"engine: {error}", file=sys.stderr)  # noqa: T201
-    return error.exit_code
 
 
 if __name__ == "__main__":

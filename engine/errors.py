@@ -40,6 +40,9 @@ class StreamPlanError(ValueError):
     """Options that contradict each other, the model or the machine; the message says how."""
 
 
+# --- the command line --------------------------------------------------------------------------------------
+USAGE_INVALID = _declare("usage-invalid", "{problem}", "`{command} --help` lists what it takes")
+
 # --- configuration -----------------------------------------------------------------------------------------
 MIXTURE_INVALID = _declare("mixture-invalid", "data.mixture cannot be used: {problem}", "{remedy}")
 CONFIG_INVALID = _declare("config-invalid", "{source}: {field}: {problem}", "{remedy}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
+from engine.commands.option_values import whole_number
 from engine.commands.output import print_json
 from engine.commands.run_options import add_run_options, read_run_mapping
 from engine.errors import TRAINING_FAILED
@@ -27,11 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     """Adds the options of `engine ablate`."""
     parser.add_argument("ids", nargs="*", metavar="ID", help="Optimisations to vary; all that can act here by default.")
     add_run_options(parser)
+    parser.add_argument("--seeds", type=whole_number(1, 20), default=1, metavar="N", help="Runs of each, 1 to 20.")
     parser.add_argument(
-        "--seeds", type=int, default=1, choices=range(1, 21), metavar="N", help="Runs of each, 1 to 20."
-    )
-    parser.add_argument(
-        "--evaluations", type=int, default=4, choices=range(1, 101), metavar="N", help="Held-out scores within a run."
+        "--evaluations", type=whole_number(1, 100), default=4, metavar="N", help="Held-out scores within a run."
     )
     parser.add_argument("--list", action="store_true", help="Name the runs that would be made, and make none.")
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")

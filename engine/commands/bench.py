@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import config, errors
+from engine.commands.option_values import number, whole_number
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import StreamPlanError, one_line
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument("--model", metavar="M", help="Catalogue name (default: qwen2.5-coder-0.5b; demo for packing).")
     parser.add_argument(
         "--context",
-        type=_positive,
+        type=whole_number(1),
         action="append",
         metavar="N",
         help="Tokens (default: 131072; for packing 1024 to 8192). packing takes several.",
@@ -49,16 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         help="all: results, one file a case (default: bench).",
     )
     parser.add_argument(
-        "--minutes", type=_minutes, default=30.0, metavar="M", help="all: about how long (default: 30)."
+        "--minutes", type=number(above=0), default=30.0, metavar="M", help="all: about how long (default: 30)."
     )
-    parser.add_argument("--layers", type=_positive, metavar="K", help="Decoder layers, if not all.")
-    parser.add_argument("--vram-cap", type=_gib, metavar="GIB", help="Refuse more GPU memory: emulates a smaller card.")
+    parser.add_argument("--layers", type=whole_number(1), metavar="K", help="Decoder layers, if not all.")
+    parser.add_argument(
+        "--vram-cap", type=number(above=0), metavar="GIB", help="Refuse more GPU memory: emulates a smaller card."
+    )
     precision = config.field_spec("model.precision")
     parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
     device = config.field_spec("model.device")
     parser.add_argument("--device", choices=device.choices, default="auto", help=device.description)
-    parser.add_argument("--rank", type=_positive, default=16, metavar="R", help="Rank of the adapter (default: 16).")
-    parser.add_argument("--repeats", type=_positive, default=2, metavar="N", help="Steps; the fastest counts.")
+    parser.add_argument(
+        "--rank", type=whole_number(1), default=16, metavar="R", help="Rank of the adapter (default: 16)."
+    )
+    parser.add_argument("--repeats", type=whole_number(1), default=2, metavar="N", help="Steps; the fastest counts.")
     fields = ", ".join(f.name for f in dataclasses.fields(StreamPlan))
     parser.add_argument(
         "--plan", action="append", default=[], metavar="FIELD=VALUE", help=f"Layout of the step: {fields}."
@@ -71,31 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def _gib(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
 Tell = Callable[[str], None]
 """Takes a message for the user."""
 Report = Callable[[], None]
 """Prints the measurements."""
-
-
-def _minutes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import time
 import uuid
 
 from engine import errors
+from engine.commands.option_values import seconds
 from engine.commands.train import add_display_arguments
 
 _POLL_S = 0.1
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
         parser.add_argument("reference", metavar="RUN", help=reference)
         parser.add_argument(
             "--timeout",
-            type=_seconds,
+            type=seconds(most=_A_DAY),
             default=10.0,
             metavar="SECONDS",
             help="how long to wait for the answer, a day at most",
@@ -32,16 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:
     if name == "stop":
         parser.add_argument("--no-save", action="store_true", help="without a checkpoint")
     parser.add_argument("--json", action="store_true", help="print JSON on stdout")
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= _A_DAY:
-        raise argparse.ArgumentTypeError(f"{text} is not 0 to {_A_DAY} seconds")
-    return seconds
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
+from engine.commands.option_values import whole_number
 from engine.commands.output import print_json
 from engine.data.collect import describe_skipped
 from engine.data.filters import PROBLEMS
@@ -46,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
             help=spec.description + " May be given several times.",
         )
     history = config.field_spec("data.history")
-    parser.add_argument("--history", dest=history.path, type=int, default=0, metavar="N", help=history.description)
+    parser.add_argument(
+        "--history", dest=history.path, type=whole_number(0, 100_000), default=0, metavar="N", help=history.description
+    )
     parser.add_argument(
         "--model", default="demo", metavar="MODEL", help="Whose tokenizer counts the tokens (default: %(default)s)."
     )

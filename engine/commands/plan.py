@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,12 +12,13 @@ from msgspec import structs
 from engine import config, errors
 from engine.commands.admission import admit_model
 from engine.commands.cluster_table import describe_cluster, print_cluster
+from engine.commands.option_values import gib_in_bytes, number, whole_number
 from engine.commands.output import print_json
 from engine.commands.run_options import add_stream_option, read_stream_options
-from engine.hardware.machine import GIB, Machine
+from engine.hardware.machine import Machine
 from engine.hardware.target import target_machine
 from engine.models.catalogue import ModelSpec, catalogue, find_model
-from engine.plan.cluster import NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
+from engine.plan.cluster import CARD_LINKS, NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
 from engine.plan.planner import TierPlan, TierTable, largest_context, tier_table
 from engine.plan.request import PlanRequest
 from engine.plan.schedule import Addition, Schedule, make_schedule
@@ -52,18 +53,20 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument(
         "--hardware", default="auto", metavar="NAME", help="auto is this machine; or a card such as rtx-4090."
     )
-    parser.add_argument("--vram", type=_gib, metavar="GIB", help="GPU memory, instead of what the card has.")
-    parser.add_argument("--ram", type=_gib, metavar="GIB", help="RAM; 64 for a named card.")
-    parser.add_argument("--disk", type=_gib, metavar="GIB", help="Free disk; 500 for a named card.")
+    parser.add_argument("--vram", type=gib_in_bytes, metavar="GIB", help="GPU memory, instead of what the card has.")
+    parser.add_argument("--ram", type=gib_in_bytes, metavar="GIB", help="RAM; 64 for a named card.")
+    parser.add_argument("--disk", type=gib_in_bytes, metavar="GIB", help="Free disk; 500 for a named card.")
     precision = config.field_spec("model.precision")
     parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
     rank = config.field_spec("lora.rank")
-    parser.add_argument("--rank", type=_rank, default=rank.default, metavar="R", help=rank.description)
+    parser.add_argument("--rank", type=whole_number(1, 1024), default=rank.default, metavar="R", help=rank.description)
     parser.add_argument("--targets", nargs="+", metavar="NAME", help=config.field_spec("lora.targets").description)
     method = config.field_spec("training.method")
     parser.add_argument("--method", choices=method.choices, default=method.default, help=method.description)
     add_stream_option(parser)
-    parser.add_argument("--hosts", type=_count, default=1, metavar="N", help="Machines like this one (default: 1).")
+    parser.add_argument(
+        "--hosts", type=whole_number(1, 4096), default=1, metavar="N", help="Machines like this one (default: 1)."
+    )
     parser.add_argument(
         "--card-link",
         type=_card_link,
@@ -80,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     )
     parser.add_argument(
         "--windows",
-        type=_count,
+        type=whole_number(1, 4096),
         default=None,
         metavar="N",
         help="Windows of an update, for the table of several cards.",
@@ -91,56 +94,37 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         metavar="N",
         help="Show one tier's whole sum; with --hours, the last tier of the schedule.",
     )
-    parser.add_argument("--hours", type=_hours, metavar="H", help=config.field_spec("training.hours").description)
+    parser.add_argument(
+        "--hours", type=number(above=0, most=10_000), metavar="H", help=config.field_spec("training.hours").description
+    )
     parser.add_argument("--max-context", action="store_true", help="Also find the largest context that fits.")
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
-
-
-def _gib(text: str) -> int:
-    value = float(text)
-    if not (math.isfinite(value) and 0 <= value <= 1e6):
-        raise argparse.ArgumentTypeError(f"{text} is not a size in GiB")
-    return round(value * GIB)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 4096:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 4096")
-    return value
 
 
 def _tier(text: str) -> int | Literal["max"]:
     if text == "max":
         return "max"
-    value = int(text)
-    if not 1 <= value <= len(tiers()):
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {len(tiers())}, or max")
-    return value
-
-
-def _hours(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 10000")
-    return value
+    try:
+        return whole_number(1, len(tiers()))(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or max") from error
 
 
 def _card_link(text: str) -> str:
-    card_link(text, None)  # raises on an unknown name
-    return text
+    return _link(text, lambda name: card_link(name, None), ("pcie", *CARD_LINKS))
 
 
 def _host_link(text: str) -> str:
-    host_link(text)
+    return _link(text, host_link, NETWORKS)
+
+
+def _link(text: str, speed: Callable[[str], float], names: Iterable[str]) -> str:
+    try:
+        speed(text)
+    except ValueError as error:
+        known = f"{', '.join(names)}, or GB/s each way above 0"
+        raise argparse.ArgumentTypeError(f"{text} is not one of {known}") from error
     return text
-
-
-def _rank(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1024:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 1024")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

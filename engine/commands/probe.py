@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
+from engine.commands.option_values import whole_number
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.config import LoraSection, TrainingSection
 from engine.launch.recipe_import import collector_at_rest
+from engine.plan.tiers import tiers
 from engine.quantities import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     model = config.field_spec("model.name")
     parser.add_argument("--model", default=model.default, metavar="M", help="Whose shapes; weights are random.")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--tier", type=int, choices=range(1, 12), metavar="N", help="Tier whose plan is run.")
-    what.add_argument("--context", type=_positive, metavar="TOKENS", help="Context whose plan is run.")
+    what.add_argument("--tier", type=whole_number(1, len(tiers())), metavar="N", help="Tier whose plan is run.")
+    what.add_argument("--context", type=whole_number(1), metavar="TOKENS", help="Context whose plan is run.")
     precision = config.field_spec("model.precision")
     parser.add_argument("--precision", choices=precision.choices, default="auto", help=precision.description)
     device = config.field_spec("model.device")
@@ -42,18 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument("--step", choices=step.choices, default="auto", help=step.description)
     add_stream_option(parser)
     rank = config.field_spec("lora.rank")
-    parser.add_argument("--rank", type=_positive, default=rank.default, metavar="R", help=rank.description)
+    parser.add_argument("--rank", type=whole_number(1, 1024), default=rank.default, metavar="R", help=rank.description)
     parser.add_argument(
         "--output", type=Path, default=Path("out"), metavar="DIR", help="Folder whose disk a plan may use."
     )
     parser.add_argument("--json", action="store_true", help="One JSON document on standard output.")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import config, errors
+from engine.commands.option_values import whole_number
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
 
@@ -17,9 +18,13 @@ from engine.commands.quiet_libraries import libraries_logged
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
     """Adds the options of `engine replay`."""
     parser.add_argument("--model", default=config.field_spec("model.name").default, metavar="MODEL", help="The base.")
-    parser.add_argument("--tokens", type=int, default=100_000, metavar="N", help="Tokens to write (100000).")
-    parser.add_argument("--longest", type=int, default=512, metavar="N", help="Tokens of a text or an answer (512).")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the drawing (0).")
+    parser.add_argument(
+        "--tokens", type=whole_number(1), default=100_000, metavar="N", help="Tokens to write (100000)."
+    )
+    parser.add_argument(
+        "--longest", type=whole_number(1), default=512, metavar="N", help="Tokens of a text or an answer (512)."
+    )
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="Of the drawing (0).")
     parser.add_argument(
         "--template",
         default="",
@@ -39,15 +44,13 @@ def run(args: argparse.Namespace) -> int:
     """Writes the data set, unless it is there already.
 
     Raises:
-        EliteError: REPLAY_UNAVAILABLE, SAMPLING_INVALID, MODEL_*, OUTPUT_UNWRITABLE.
+        EliteError: REPLAY_UNAVAILABLE, MODEL_*, OUTPUT_UNWRITABLE.
     """
     from engine.data.preview import user_cache
     from engine.models.base_fingerprint import fingerprint
     from engine.models.catalogue import find_model
     from engine.models.loading import open_weights
 
-    if min(args.tokens, args.longest) < 1 or args.seed < 0:
-        raise errors.SAMPLING_INVALID(problem="--tokens and --longest are at least 1, --seed at least 0")
     path = args.out
     if path is None:
         base = fingerprint(open_weights(find_model(args.model))[0])

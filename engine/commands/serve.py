@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 
 from engine import config, errors
+from engine.commands.option_values import whole_number
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.launch.recipe_import import collector_at_rest
 
@@ -26,18 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         help="A run by id, by the beginning of one, or by its folder; or a model. The newest run if none is named.",
     )
     parser.add_argument("--host", default="127.0.0.1", help="Address to listen on (127.0.0.1: this machine alone).")
-    parser.add_argument("--port", type=int, default=8080, metavar="N", help="Port, 0 for any free one (8080).")
+    parser.add_argument(
+        "--port", type=whole_number(0, 65_535), default=8080, metavar="N", help="Port, 0 for any free one (8080)."
+    )
     access = parser.add_mutually_exclusive_group()
     access.add_argument("--token", default="", help="Token that clients send (a random one, printed at the start).")
     access.add_argument("--no-token", action="store_true", help="Let every program on this machine in.")
     parser.add_argument(
         "--context",
-        type=int,
+        type=whole_number(1),
         default=0,
         metavar="N",
         help=f"Tokens of a prompt and its text at most (the run's context, {LONGEST:,} at most).",
     )
-    parser.add_argument("--rows", type=int, default=8, metavar="N", help="Requests decoded together at most (8).")
+    parser.add_argument(
+        "--rows", type=whole_number(1, 256), default=8, metavar="N", help="Requests decoded together at most (8)."
+    )
     for field in ("model.device", "model.precision"):
         spec = config.field_spec(field)
         flag = field.partition(".")[2]
@@ -92,15 +97,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Checks numbers, and that the token can stand in a header.
+    """Checks that the token can stand in a header.
 
     Raises:
         EliteError: SERVE_INVALID.
     """
-    if not 0 <= args.port <= 65535:
-        raise errors.SERVE_INVALID(problem="--port must be 0–65535")
-    if args.context < 0 or not 1 <= args.rows <= 256:
-        raise errors.SERVE_INVALID(problem="--context must be at least 1, and --rows 1–256")
     if not args.token.isascii() or not args.token.isprintable() or args.token != args.token.strip():
         raise errors.SERVE_INVALID(problem="--token must be of ASCII characters, without spaces around it")
 

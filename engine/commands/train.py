@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
 from engine import errors
+from engine.commands.option_values import seconds
 
 if TYPE_CHECKING:
     from engine.commands.progress_display import Display
@@ -57,7 +58,7 @@ def add_display_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--every",
-        type=_seconds,
+        type=seconds(),
         default=30.0,
         metavar="SECONDS",
         help="Seconds between plain lines of steps",
@@ -67,16 +68,6 @@ def add_display_arguments(parser: argparse.ArgumentParser) -> None:
 def display_options(args: argparse.Namespace, *, notify: bool) -> dict[str, Any]:
     """Returns the arguments of `open_display` that the options stand for."""
     return {"as_json": args.json, "plain": args.plain, "every": args.every, "notify": notify}
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds at least 0")
-    return value
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

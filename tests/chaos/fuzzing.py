@@ -283,9 +283,9 @@ def _fault(words: list[str], status: int, out: str, err: str, log: Path) -> str:
 
 
 def _bad_document(words: list[str], status: int, out: str, err: str) -> str:
-    """With --json, stdout is JSON alone: a document or, for events, one a line. argparse knows of no --json yet."""
+    """With --json, stdout is JSON alone: a document or, for events, one a line."""
     options = words[: words.index("--")] if "--" in words else words
-    if "--json" not in options or (status == 2 and not out.strip() and "usage:" in err):
+    if "--json" not in options:
         return ""
     try:
         json.loads(out)

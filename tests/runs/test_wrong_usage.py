@@ -1,0 +1,81 @@
+"""Wrong usage in processes of their own: one line that names the option and what it takes, and exit status 2."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.cli import build_parser
+
+ROOT = Path(__file__).parents[2]
+
+WRONG = [
+    (["plan", "--tier", "x"], "--tier: x is not a whole number from 1 to 11, or max"),
+    (["plan", "--rank", "1e99"], "--rank: 1e99 is not a whole number from 1 to 1,024"),
+    (["plan", "--card-link", "warp"], "--card-link: warp is not one of pcie, nvlink, nvlink-bridge, or GB/s"),
+    (["plan", "--network", "0"], "--network: 0 is not one of 1g,"),
+    (["plan", "--hourz", "1"], "(did you mean --hours?)"),
+    (["bench", "streaming", "--context", "x"], "--context: x is not a whole number at least 1"),
+    (["ablate", "--evaluations", "0"], "--evaluations: 0 is not a whole number from 1 to 100"),
+    (["export", "x", "--to", "onnx"], "--to: onnx is not one of adapter, merged, gguf,"),
+    (["replay", "--tokens", "0"], "--tokens: 0 is not a whole number at least 1"),
+    (["serve", "--port", "70000"], "--port: 70000 is not a whole number from 0 to 65,535"),
+    (["trian"], "unknown command trian (did you mean train?)"),
+    (["stop"], "required: RUN"),
+    ([], "required: COMMAND"),
+]
+
+
+def engine(*words, program="engine"):
+    return subprocess.run(
+        [sys.executable, "-m", program, *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG)
+def test_wrong_usage_is_one_line(words, said):
+    done = engine(*words)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+    assert "`engine" in done.stderr
+    assert "_" not in done.stderr.partition(";")[0].replace(said, "")  # no name of a function
+
+
+def test_wrong_usage_is_json_after_json():
+    done = engine("plan", "--json", "--tier", "99")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"] == "usage-invalid"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train", "--auto", "--repo", ""], ["train", "--resume", ""], ["serve", ""], ["data", "--repo=.", "--out", ""]],
+)
+def test_a_variable_that_is_unset_names_nothing(words, tmp_path):
+    """`--repo "$UNSET"` must not train on the current folder, nor `--resume "$UNSET"` go on with the newest run."""
+    done = engine(*words)
+    assert done.returncode == 2
+    assert "its value is empty" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_app_answers_alike():
+    done = engine("monitr", program="elite_tui")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("elite-tui: unknown command monitr (did you mean monitor?); `elite-tui --help`")
+
+
+def test_no_message_names_a_function(capsys):
+    """Every option that converts its value refuses a word in the user's terms."""
+    for name, command in build_parser().commands.items():
+        options = [action.option_strings[0] for action in command._actions if action.type and action.option_strings]
+        for option in options:
+            with contextlib.suppress(SystemExit):
+                command.parse_args([f"{option}=warp"])
+            assert "invalid _" not in (error := capsys.readouterr().err), (name, option)
+            assert error.count("\n") <= 1
