@@ -53,8 +53,8 @@ CONFIG_UNREADABLE = _declare(
 )
 OVERRIDE_MALFORMED = _declare(
     "override-malformed",
-    "--set {text}: not of the form KEY=VALUE",
-    "write for example --set training.epochs=2",
+    "{option} {text}: not of the form {form}",
+    "write for example {option} {example}",
 )
 
 WORKING_DIRECTORY_GONE = _declare(
@@ -234,9 +234,8 @@ RUN_UNKNOWN = _declare(
     "`engine runs` lists the runs; a path to a run directory works too",
 )
 RUN_AMBIGUOUS = _declare("run-ambiguous", "{reference} matches several runs: {matches}", "write more of the name")
-RUN_NOT_ACTIVE = _declare(
-    "run-not-active", "run {run} is not active ({status})", "`engine train --resume {run}` continues it"
-)
+FILE_UNWRITABLE = _declare("file-unwritable", "{path} cannot be written: {problem}", "name another with {option}")
+RUN_NOT_ACTIVE = _declare("run-not-active", "run {run} is not active ({status})", "{remedy}")
 RUN_CONTROL_UNREACHABLE = _declare(
     "run-control-unreachable",
     "run {run} cannot be controlled from here: {problem}",
@@ -269,6 +268,9 @@ RUN_WITHOUT_RESULT = _declare(
 )
 RUN_STILL_ACTIVE = _declare(
     "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
+)
+RUN_DELETION_UNCONFIRMED = _declare(
+    "run-deletion-unconfirmed", "run {run} was not deleted: there is no terminal to ask in", "pass --yes to confirm it"
 )
 RUN_UNDELETABLE = _declare(
     "run-undeletable",

@@ -171,11 +171,11 @@ def _run_streaming(args: argparse.Namespace, _: Tell) -> Report:
 
     placement = choose_placement(args.device, args.precision)
     if args.vram_cap is not None and placement.device.type != "cuda":
-        raise errors.DEVICE_UNAVAILABLE(
-            device="cuda", problem="--vram-cap limits a GPU's memory, and this runs on a CPU"
+        raise errors.USAGE_INVALID(
+            problem="argument --vram-cap: it limits a GPU's memory, and this runs on a CPU", command="engine bench"
         )
     if not args.spill.is_dir():
-        raise errors.OUTPUT_UNWRITABLE(path=args.spill, problem="--spill is not a folder")
+        raise errors.FILE_UNWRITABLE(path=args.spill, problem="it is not a folder", option="--spill")
     plan = _plan(chosen, nf4=placement.precision == "nf4")
     try:
         measured = measure_step(

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     found = run_index.find_run(args.reference)
     if not args.yes:
         if not sys.stdin.isatty():
-            raise errors.RUN_UNDELETABLE(path=found.path, problem="nobody is there to be asked, and --yes is not given")
+            raise errors.RUN_DELETION_UNCONFIRMED(run=found.id)
         word = found.id[-4:]
         words = f"{errors.one_line(found.path)} is permanently deleted, with its checkpoints and its adapter."
         print(words, file=sys.stderr)  # noqa: T201

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from engine import config, errors
-from engine.commands.option_values import whole_number
+from engine.commands.option_values import number, whole_number
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.launch.recipe_import import collector_at_rest
@@ -39,10 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
     parser.add_argument(
         "--only", choices=("base", "tuned"), help="One of the models; both, one after the other, if not given."
     )
-    parser.add_argument("--max-tokens", type=whole_number(1), default=128, metavar="N", help="Tokens at most (128).")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 takes the likeliest token (0).")
     parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="Draw from the likeliest that sum to P (1)."
+        "--max-tokens", type=whole_number(1, 1_000_000), default=128, metavar="N", help="Tokens at most (128)."
+    )
+    parser.add_argument(
+        "--temperature",
+        type=number(least=0, most=10),
+        default=0.0,
+        metavar="T",
+        help="0 takes the likeliest token (0).",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=number(above=0, most=1),
+        default=1.0,
+        metavar="P",
+        help="Draw from the likeliest that sum to P (1).",
     )
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="Of the drawing (0).")
     for field in ("model.device", "model.precision"):

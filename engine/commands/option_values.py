@@ -25,14 +25,16 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
-def number(above: float, most: float = math.inf, noun: str = "number") -> Callable[[str], float]:
-    """Returns a converter to a finite number above `above` and at most `most`."""
-    allowed = f"above {above:,}" + ("" if math.isinf(most) else f" and at most {most:,}")
+def number(*, above: float = -math.inf, least: float = -math.inf, most: float = math.inf) -> Callable[[str], float]:
+    """Returns a converter to a finite number above `above`, at least `least`, and at most `most`."""
+    allowed = (f"at least {least:,}" if math.isinf(above) else f"above {above:,}") + (
+        "" if math.isinf(most) else f" and at most {most:,}"
+    )
 
     def convert(text: str) -> float:
         value = _float(text)
-        if not (above < value <= most and math.isfinite(value)):
-            raise argparse.ArgumentTypeError(f"{text} is not a {noun} {allowed}")
+        if not (above < value <= most and value >= least and math.isfinite(value)):
+            raise argparse.ArgumentTypeError(f"{text} is not a number {allowed}")
         return value
 
     return convert

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +45,14 @@ def run(args: argparse.Namespace) -> int:
     """Writes the data set, unless it is there already.
 
     Raises:
-        EliteError: REPLAY_UNAVAILABLE, MODEL_*, OUTPUT_UNWRITABLE.
+        EliteError: REPLAY_UNAVAILABLE, CHAT_TEMPLATE_UNUSABLE, MODEL_*, FILE_UNWRITABLE.
     """
-    from engine.data.preview import user_cache
-    from engine.models.base_fingerprint import fingerprint
-    from engine.models.catalogue import find_model
-    from engine.models.loading import open_weights
-
-    path = args.out
-    if path is None:
-        base = fingerprint(open_weights(find_model(args.model))[0])
-        path = user_cache().parent / "replay" / f"{_key(args, base.parts)}.jsonl"
-    elif path.exists():
-        raise errors.OUTPUT_UNWRITABLE(path=path, problem="it exists already")
-    reused = path.exists()
-    found = _counted(path) if reused else _write(args, path)
+    if args.out is not None and args.out.exists():
+        raise errors.FILE_UNWRITABLE(option="--out", path=args.out, problem="it exists already")
+    with libraries_logged() as terminal:
+        path = args.out or _cached(args)
+        reused = path.exists()
+        found = _counted(path) if reused else _write(args, path, terminal.speaks(_note))
     document = {"path": str(path), "reused": reused, **found}
     if args.json:
         print_json(document)
@@ -69,6 +63,17 @@ def run(args: argparse.Namespace) -> int:
         f"train with: --dataset {path} --set 'data.mixture=[code=0.95, {path.name}=0.05]'\n"
     )
     return 0
+
+
+def _cached(args: argparse.Namespace) -> Path:
+    """Returns the file in the cache that holds, or will hold, what the options describe."""
+    from engine.data.preview import user_cache
+    from engine.models.base_fingerprint import fingerprint
+    from engine.models.catalogue import find_model
+    from engine.models.loading import open_weights
+
+    base = fingerprint(open_weights(find_model(args.model))[0])
+    return user_cache().parent / "replay" / f"{_key(args, base.parts)}.jsonl"
 
 
 def _key(args: argparse.Namespace, parts: Any) -> str:
@@ -85,40 +90,38 @@ def _counted(path: Path) -> dict[str, Any]:
         return {"rows": sum(1 for _ in file)}
 
 
-def _write(args: argparse.Namespace, path: Path) -> dict[str, Any]:
+def _write(args: argparse.Namespace, path: Path, note: Callable[[str], None]) -> dict[str, Any]:
     """Writes the file, which appears whole."""
     from engine.generation.replay import NothingWrittenError, self_written
     from engine.generation.writer import open_writer
     from engine.whole_file import replace_text
 
     shown = 0
-    with libraries_logged() as terminal:
-        note = terminal.speaks(_note)
 
-        def progress(tokens: int) -> None:
-            nonlocal shown
-            if tokens >= min(shown + args.tokens / 10, args.tokens):
-                shown = tokens
-                note(f"{tokens:,} of {args.tokens:,} tokens written")
+    def progress(tokens: int) -> None:
+        nonlocal shown
+        if tokens >= min(shown + args.tokens / 10, args.tokens):
+            shown = tokens
+            note(f"{tokens:,} of {args.tokens:,} tokens written")
 
-        writer = open_writer(args.model, device=args.device, precision=args.precision, notify=note)
-        rows = self_written(
-            writer,
-            tokens=args.tokens,
-            longest=args.longest,
-            seed=args.seed,
-            template=args.template,
-            progress=progress,
-        )
-        try:
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        except NothingWrittenError:
-            raise errors.REPLAY_UNAVAILABLE(model=args.model) from None
+    writer = open_writer(args.model, device=args.device, precision=args.precision, notify=note)
+    rows = self_written(
+        writer,
+        tokens=args.tokens,
+        longest=args.longest,
+        seed=args.seed,
+        template=args.template,
+        progress=progress,
+    )
+    try:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    except NothingWrittenError:
+        raise errors.REPLAY_UNAVAILABLE(model=args.model) from None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_text(path, "".join(lines))
     except OSError as error:
-        raise errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
+        raise errors.FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
     return {"rows": len(lines)}
 
 

@@ -47,7 +47,7 @@ def read_stream_options(args: argparse.Namespace) -> StreamSection:
         "training": {"step": getattr(args, "step", "auto")},
     }
     for text in args.stream:
-        config.apply_override(data, f"stream.{text}")
+        config.apply_override(data, text, option="--stream", section="stream")
     return config.from_mapping(data, source="--stream").stream
 
 

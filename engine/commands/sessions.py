@@ -108,9 +108,9 @@ def _write(path: Path, found: Found) -> dict[str, Any]:
     try:
         exists = path.exists()
     except OSError as error:  # such as a name too long for a path
-        raise errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
+        raise errors.FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
     if exists:
-        raise errors.OUTPUT_UNWRITABLE(path=path, problem="it exists already")
+        raise errors.FILE_UNWRITABLE(option="--out", path=path, problem="it exists already")
     lines, secrets = [], 0
     for session in found.sessions:
         made = session_row(session)
@@ -123,7 +123,7 @@ def _write(path: Path, found: Found) -> dict[str, Any]:
     try:
         replace_text(path, "".join(lines))
     except OSError as error:
-        raise errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
+        raise errors.FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
     return {"path": str(path), "sessions": len(lines), "secrets": secrets}
 
 

@@ -122,20 +122,28 @@ def _first_line(error: Exception) -> str:
     return where + str(getattr(error, "problem", None) or error).splitlines()[0]
 
 
-def apply_override(data: dict[str, Any], text: str) -> None:
+def apply_override(data: dict[str, Any], text: str, *, option: str = "--set", section: str = "") -> None:
     """Sets one field of nested mappings from "section.field=value", in place.
+
+    Args:
+        data: Sections of a configuration.
+        text: The field and its value.
+        option: Where it was written, for messages.
+        section: The section that every field of the option is of; `text` is then "field=value".
 
     Raises:
         EliteError: OVERRIDE_MALFORMED.
     """
+    form, example = ("FIELD=VALUE", "hidden_home=disk") if section else ("KEY=VALUE", "training.epochs=2")
+    malformed = errors.OVERRIDE_MALFORMED(option=option, text=text, form=form, example=example)
     path, equals, value = text.partition("=")
-    section, dot, name = path.strip().partition(".")
+    section, dot, name = (section, ".", path.strip()) if section else path.strip().partition(".")
     if not (equals and dot and section and name):
-        raise errors.OVERRIDE_MALFORMED(text=text)
+        raise malformed
     try:
         parsed = parse_value(value)
     except (yaml.YAMLError, ValueError) as error:
-        raise errors.OVERRIDE_MALFORMED(text=text) from error
+        raise malformed from error
     place = data.setdefault(section, {})
     if not isinstance(place, dict):
         place = data[section] = {}

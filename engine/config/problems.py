@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from engine.config.description import FieldSpec
 from engine.config.run import RunConfig, field_spec
 
 SECRET_FIELDS = frozenset({"notify.webhook"})
@@ -74,16 +75,33 @@ def _find_section_problems(section: str, section_type: type, values: dict[Any, A
                 raise msgspec.ValidationError
             msgspec.convert(value, annotations[name])
         except (msgspec.ValidationError, UnicodeEncodeError):  # the latter: half a character, as YAML can escape it
-            shown = "the value" if path in SECRET_FIELDS else str(value)
+            shown = "the value" if path in SECRET_FIELDS else _shown(value)
             shown = shown if len(shown) <= 40 else shown[:37] + "..."
             found.append(
                 Problem(
                     field=path,
                     problem=f"{shown} is not {spec.allowed}",
-                    remedy="leave it out" if spec.default in (None, "") else f"the default is {spec.default}",
+                    remedy=_remedy(value, spec),
                 )
             )
     return found
+
+
+def _remedy(value: object, spec: FieldSpec) -> str:
+    if isinstance(spec.default, list) and isinstance(value, str) and value:
+        return f"write it in brackets, as in [{value[:40]}]"
+    return "leave it out" if spec.default in (None, "") else f"the default is {_shown(spec.default)}"
+
+
+def _shown(value: object) -> str:
+    """Writes a value as a configuration file does."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    text = str(value)
+    # Quoted in the file too: a text that looks like a number, or like nothing.
+    return f"'{text}'" if isinstance(value, str) and (not text or text[0] in "-+.0123456789") else text
 
 
 def _find_conflicts(data: dict[str, Any]) -> list[Problem]:

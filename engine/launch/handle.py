@@ -22,7 +22,7 @@ from engine.protocol import (
 )
 from engine.runs import process_record
 from engine.runs.access import Access, look
-from engine.runs.control import deliver_command
+from engine.runs.control import deliver_command, not_active
 from engine.runs.journal import JournalReader, decode_line, read_ends
 from engine.runs.run_summary import ACTIVE
 
@@ -207,7 +207,7 @@ class RunHandle:
         """
         record = process_record.read_record(self.run.process_path)
         if record is None or not process_record.is_alive(self.run.process_path, record):
-            raise errors.RUN_NOT_ACTIVE(run=self.run.id, status=self.status())
+            raise not_active(self.run, self.status())
         if record.place != process_record.this_place():
             raise errors.RUN_CONTROL_UNREACHABLE(run=self.run.id, problem="it runs on another machine")
         with contextlib.suppress(ProcessLookupError):

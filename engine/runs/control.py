@@ -241,10 +241,16 @@ def _read_receipt(run: RunDirectory, line: bytes) -> bool:
     return isinstance(reply, dict) and "received" in reply
 
 
+def not_active(run: RunDirectory, status: str) -> errors.EliteError:
+    """Returns the error of a command to a run that has ended: RUN_NOT_ACTIVE, with what can be done with it."""
+    done, more = f"`engine attach {run.id}` shows how it ended", f"`engine train --resume {run.id}` continues it"
+    return errors.RUN_NOT_ACTIVE(run=run.id, status=status, remedy=done if status == "completed" else more)
+
+
 def _unreachable(run: RunDirectory, problem: str) -> errors.EliteError:
     status = run.status()
     if status not in ACTIVE:
-        return errors.RUN_NOT_ACTIVE(run=run.id, status=status)
+        return not_active(run, status)
     return errors.RUN_CONTROL_UNREACHABLE(run=run.id, problem=problem)
 
 

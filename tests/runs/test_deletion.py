@@ -146,7 +146,7 @@ def engine(*arguments, text=""):
 def test_the_command_deletes_only_when_it_is_told_to(run):
     done = engine(str(run.path))
     assert (done.returncode, run.path.is_dir()) == (2, True)
-    assert "--yes is not given" in done.stderr
+    assert "pass --yes" in done.stderr
     done = engine(str(run.path), "--yes", "--json")
     assert (done.returncode, run.path.exists()) == (0, False)
     assert json.loads(done.stdout) == {"deleted": run.id, "path": str(run.path)}

@@ -103,6 +103,7 @@ def test_generation_prints_one_document_and_nothing_else(noisy):
         ["probe", "--model", "demo", "--context", "1024", "--device", "cpu", "--json"],
         ["bench", "streaming", "--model", "demo", "--context", "512", "--layers", "1", "--device", "cpu", "--json"],
         ["profile", "--quick", "--json"],
+        ["replay", "--tokens", "8", "--longest", "8", "--device", "cpu", "--json"],
         ["train", "--model", "demo", "--max-steps", "1", "--set", "training.context=128", "--json"],
     ],
     ids=lambda arguments: arguments[0],
@@ -115,6 +116,8 @@ def test_no_command_lets_a_library_speak(noisy, arguments, tmp_path):
         for module in (json.decoder, json.encoder, bisect, heapq):
             shutil.copy(module.__file__, code)
         arguments = [*arguments, "--repo", str(code), "--output", str(tmp_path / "out")]
+    if arguments[0] == "replay":
+        arguments = [*arguments, "--out", str(tmp_path / "replay.jsonl")]
     if arguments[0] == "probe":
         arguments = [*arguments, "--output", str(tmp_path)]
     done = call(environment, *arguments)

@@ -23,6 +23,11 @@ WRONG = [
     (["export", "x", "--to", "onnx"], "--to: onnx is not one of adapter, merged, gguf,"),
     (["replay", "--tokens", "0"], "--tokens: 0 is not a whole number at least 1"),
     (["serve", "--port", "70000"], "--port: 70000 is not a whole number from 0 to 65,535"),
+    (
+        ["generate", "demo", "--prompt", "x", "--temperature", "99"],
+        "--temperature: 99 is not a number at least 0 and at",
+    ),
+    (["generate", "demo", "--prompt", "x", "--top-p", "warp"], "--top-p: warp is not a number above 0 and at most 1"),
     (["trian"], "unknown command trian (did you mean train?)"),
     (["stop"], "required: RUN"),
     ([], "required: COMMAND"),
@@ -79,3 +84,25 @@ def test_no_message_names_a_function(capsys):
                 command.parse_args([f"{option}=warp"])
             assert "invalid _" not in (error := capsys.readouterr().err), (name, option)
             assert error.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["sessions", "--out", "{there}"], "name another with --out"),
+        (["replay", "--out", "{there}"], "name another with --out"),
+        (
+            ["plan", "--stream", "tile"],
+            "--stream tile: not of the form FIELD=VALUE; write for example --stream hidden_home",
+        ),
+        (["bench", "streaming", "--model", "demo", "--spill", "{there}/x", "--device", "cpu"], "another with --spill"),
+        (["data", "--repo", "{there}", "--set", "model.name=null"], "null is not text; the default is demo"),
+        (["data", "--repo", "{there}", "--set", "lora.targets=all"], "write it in brackets, as in [all]"),
+        (["data", "--repo", "{there}", "--set", "model.name=''"], "'' is not text"),
+    ],
+)
+def test_a_remedy_names_what_the_command_has(words, remedy, tmp_path):
+    done = engine(*(word.format(there=tmp_path) for word in words))
+    assert done.returncode == 2
+    assert remedy in done.stderr
+    assert done.stderr.count("\n") == 1
