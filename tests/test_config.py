@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -140,3 +141,36 @@ def test_a_repository_of_any_name_gives_a_valid_one(text):
     found = config.model_name(config.from_mapping({"data": {"repositories": [f"/x/{text}"]}}))
     assert found
     assert not config.find_problems({"output": {"model_name": found}})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: {name: demo, name: other}", "line 1: name is there twice"),
+        ("training:\n  seed: 1\ntraining:\n  epochs: 1", "line 3: training is there twice"),
+        ("training: {hours: 1:30}", "training.hours: '1:30' is not a number above 0"),
+        ("training: {max_steps: 010}", "training.max_steps: '010' is not a whole number"),
+        ('training: {max_steps: "5"}', "training.max_steps: '5' is not a whole number"),
+        ("data: {repositories: src}", "write it in brackets, as in [src]"),
+    ],
+)
+def test_what_yaml_would_take_otherwise_is_refused(tmp_path, text, said):
+    """YAML 1.1 reads 1:30 as 90, which are hours here, 010 as 8, and keeps the last of two values."""
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(EliteError) as caught:
+        config.load(path)
+    assert said in str(caught.value)
+
+
+def test_texts_that_look_like_dates_and_numbers_stay_texts():
+    values = {"name": "2026-11-30", "other": "1:30", "octal": "007", "version": "1.2.3"}
+    assert {name: config.parse_value(text) for name, text in values.items()} == values
+    numbers = {"1e3": 1000.0, "2e-4": 2e-4, "-.5": -0.5, "1_000": 1000, "0x10": 16, "+5": 5, "0": 0, "7.": 7.0}
+    assert {text: config.parse_value(text) for text in numbers} == numbers
+
+
+@given(st.one_of(st.integers(), st.floats(allow_nan=False), st.text(max_size=12), st.booleans(), st.none()))
+def test_what_safe_dump_writes_is_read_as_it_was(value):
+    text = yaml.safe_dump({"a": value}, default_flow_style=True, allow_unicode=True)
+    assert config.parse_value(text) == {"a": value}
