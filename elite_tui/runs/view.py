@@ -31,8 +31,8 @@ HAPPENINGS_KEPT = 1_000
 LONGEST_TEXT = 10_000
 """Characters of a line that are kept; the journal holds the rest."""
 
-CHILD_DIED = "child-died"
-"""Error of a synthetic RunFailed, made by the reader when the training process exited without reporting an error."""
+PRESUMED = ("child-died", "run-moved")
+"""Errors of a synthetic RunFailed, made by the reader when process or folder are gone; later events take it back."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class RunView:
             self.started_at = envelope.time
             self.history.begin(envelope.time)
         event = envelope.event
-        if self.failed is not None and self.failed.error == CHILD_DIED:
+        if self.failed is not None and self.failed.error in PRESUMED:
             # The process was alive; a mount or a copy was behind.
             self.failed = None
         if isinstance(event, RunStarted):

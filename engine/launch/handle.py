@@ -129,8 +129,8 @@ class RunHandle:
     def poll(self) -> list[Envelope]:
         """Returns the events since the last call. Never blocks.
 
-        If the training process ended without a last event, it adds a RunFailed with error "child-died", which is not in
-        the journal.
+        If the training process ended without a last event, or its folder is gone, it adds a RunFailed with error
+        "child-died" or "run-moved", which is not in the journal.
         """
         # Liveness is read before events, so that all events of a dead process are in the journal.
         ours_alive = self._process is not None and self._process.exitcode is None
@@ -263,7 +263,11 @@ class RunHandle:
         self._presumed_dead = False
 
     def _describe_death(self) -> RunFailed:
-        error = errors.CHILD_DIED(problem=self._cause_of_death(), log=self.run.log_path, run=self.run.id)
+        if self.run.path.exists():
+            error = errors.CHILD_DIED(problem=self._cause_of_death(), log=self.run.log_path, run=self.run.id)
+        else:
+            # The process, which may still be there, says so in the journal of the folder's new name.
+            error = errors.RUN_MOVED(path=self.run.path)
         return RunFailed(
             error=error.code,
             message=error.message,

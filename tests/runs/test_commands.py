@@ -19,6 +19,7 @@ from engine.commands.summaries import SUMMARIES, module_of
 from engine.launch.handle import RunHandle
 from engine.protocol import StepProgress, decode_event
 from engine.runs.journal import JournalReader
+from engine.runs.run_directory import RunDirectory
 from engine.runs.run_index import find_runs
 from tests.runs.conftest import drain
 
@@ -247,7 +248,10 @@ def test_every_module_of_a_command_has_a_summary():
 def test_what_is_no_command_is_answered_with_all_of_them(name):
     done = engine(name)
     assert done.returncode == 2
-    assert [known for known in SUMMARIES if repr(known) not in done.stderr] == []
+    assert f"unknown command {name}" in done.stderr
+    assert "engine --help" in done.stderr
+    listed = engine("--help").stdout
+    assert [known for known in SUMMARIES if f"  {known} " not in listed] == []
 
 
 def test_an_option_before_a_command_leaves_it_its_options():
@@ -262,3 +266,19 @@ def test_an_answer_without_a_command_imports_no_command(arguments):
     assert "engine.cli" in imported
     assert [name for name in SUMMARIES if module_of(name) in imported] == []
     assert not {"engine.config", "msgspec", "numpy", "yaml"} & set(imported)
+
+
+def test_who_follows_a_run_hears_that_its_folder_was_renamed(options, tmp_path):
+    assert engine("train", *options, "--detach", "--max-steps", "3000").returncode == 0
+    run = wait_for_step(tmp_path / "out")
+    words = [*ENGINE, "attach", run.path, "--plain"]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as follower:
+        for line in follower.stderr:
+            if line.startswith("step "):
+                break
+        moved = run.path.rename(run.path.with_name(f"{run.id}-moved"))
+        said = follower.stderr.read()
+    assert follower.returncode == 4
+    assert f"run directory {run.path} was renamed or deleted" in said
+    assert "without a last word" not in said
+    assert drain(RunHandle.attach(RunDirectory(moved)))  # its process ends by itself
