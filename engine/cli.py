@@ -5,6 +5,7 @@ A named command imports its own module alone; `engine --help` imports none.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -53,26 +54,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_streams()
     limit_omp_spin(os.environ)  # before a command imports torch
     number_by_bus(os.environ)
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()  # at the interpreter's exit it would be a traceback
+    except BrokenPipeError:
+        # The reader closed the pipe (`engine runs | head`).
+        _drop_output()
+        return 0
+    except OSError as error:
+        _drop_output()
+        with contextlib.suppress(OSError):  # stderr may be on the same disk
+            return report(errors.STDOUT_UNWRITABLE(problem=error.strerror or error), as_json=False)
+        return errors.USAGE
+    return status
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Runs the command.
+
+    Raises:
+        OSError: standard output cannot be written.
+    """
     args = build_parser([_named_command(arguments)]).parse_args(arguments)
+    as_json = getattr(args, "json", False)
     try:
         require_working_directory()
         status: int = args.run(args)
     except EliteError as error:
-        return report(error, as_json=getattr(args, "json", False))
+        return report(error, as_json=as_json)
     except KeyboardInterrupt:
         return errors.INTERRUPTED
-    except BrokenPipeError:
-        # The reader closed the pipe (`engine runs | head`). Python would print a second error when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except BaseException as error:
-        if isinstance(error, SystemExit):
+        if isinstance(error, SystemExit | BrokenPipeError):
             raise
+        if isinstance(error, OSError) and error.filename is None:
+            print(flush=True)  # noqa: T201 - raises again if it was about this stream
         # A panic of a library in Rust is no Exception.
         from engine.runs.crash_log import internal_error
 
-        return report(internal_error(error), as_json=getattr(args, "json", False))
+        return report(internal_error(error), as_json=as_json)
     return status
+
+
+def _drop_output() -> None:
+    """Lets what was not written go, which Python would try again at exit."""
+    with contextlib.suppress(OSError, ValueError):  # a stream of a test has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def require_working_directory() -> None:

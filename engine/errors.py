@@ -42,6 +42,9 @@ class StreamPlanError(ValueError):
 
 # --- the command line --------------------------------------------------------------------------------------
 USAGE_INVALID = _declare("usage-invalid", "{problem}", "`{command} --help` lists what it takes")
+STDOUT_UNWRITABLE = _declare(
+    "stdout-unwritable", "standard output cannot be written: {problem}", "send it to another disk or program"
+)
 
 # --- configuration -----------------------------------------------------------------------------------------
 MIXTURE_INVALID = _declare("mixture-invalid", "data.mixture cannot be used: {problem}", "{remedy}")

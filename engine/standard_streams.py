@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from typing import TextIO
 
 
 def open_standard_streams() -> None:
@@ -24,3 +26,10 @@ def open_standard_streams() -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper) and not writes_unicode(sys.stdout):
+        sys.stdout.reconfigure(errors="replace")  # as stderr, which escapes what a locale such as ISO-8859-1 lacks
+
+
+def writes_unicode(stream: TextIO) -> bool:
+    """Whether a stream's encoding has all characters."""
+    return (stream.encoding or "").lower().replace("-", "").replace("_", "").startswith("utf")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,40 @@ def test_a_remedy_names_what_the_command_has(words, remedy, tmp_path):
     assert done.returncode == 2
     assert remedy in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+@pytest.mark.parametrize(
+    "words", [["plan", "--json"], ["plan"], ["runs", "--json"], ["stop", "x", "--json"], ["plan", "--tier=x", "--json"]]
+)
+def test_a_full_disk_under_standard_output_is_one_line(words, tmp_path):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "engine", *words],
+            cwd=ROOT,
+            env={**os.environ, "ELITE_TUI_STATE_DIR": str(tmp_path)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("engine: standard output cannot be written: No space left")
+    assert "Traceback" not in done.stderr
+    assert "please report" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["plan"], ["plan", "--json"], ["optimizations"], ["runs"]])
+def test_a_locale_without_unicode_loses_characters_alone(words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", *words],
+        cwd=ROOT,
+        env={**os.environ, "ELITE_TUI_STATE_DIR": str(tmp_path), "PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    if "--json" in words:
+        assert json.loads(done.stdout.decode("ascii"))["tiers"]
