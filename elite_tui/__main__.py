@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from multiprocessing import resource_tracker
@@ -15,7 +16,7 @@ from engine.cli import require_working_directory
 from engine.commands.parser import CommandParser, report
 from engine.errors import EliteError
 from engine.home_folder import expand_home
-from engine.standard_streams import open_standard_streams
+from engine.standard_streams import open_standard_streams, writes_unicode
 
 if TYPE_CHECKING:
     from elite_tui.wizard.draft import Draft
@@ -43,6 +44,9 @@ def build_parser() -> CommandParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the app and returns the process's exit status."""
     open_standard_streams()
+    if isinstance(sys.__stderr__, io.TextIOWrapper) and not writes_unicode(sys.__stderr__):
+        # Textual draws on it, and an escape such as \\u25cf would take six cells for one.
+        sys.__stderr__.reconfigure(errors="replace")
     args = build_parser().parse_args(arguments)
     try:
         require_working_directory()

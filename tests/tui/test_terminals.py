@@ -166,3 +166,12 @@ def test_without_colours_every_mark_is_a_sign(open_wizard):
     for code in COLOURS.findall(terminal.screen("-e")):
         for red, green, blue in re.findall(r"[34]8;2;(\d+);(\d+);(\d+)", code):
             assert red == green == blue
+
+
+def test_a_locale_without_unicode_keeps_the_layout(open_wizard):
+    terminal = open_wizard(columns=80, rows=24, PYTHONIOENCODING="latin-1", PYTHONUTF8="0")
+    screen = terminal.wait_for("^q Quit")
+    assert "\\u" not in screen
+    first = screen.splitlines()[0].split()
+    assert first[::2] == ["?"] * 8
+    assert first[1::2] == "Project Hardware Tier Options Data Review Train Result".split()
