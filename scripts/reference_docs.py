@@ -7,6 +7,7 @@ python scripts/reference_docs.py --check    fail if one of them is not current
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import re
 import sys
@@ -22,7 +23,8 @@ from engine.hardware.cards import Card, find_card, simulate
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
 from engine.models.spec import ModelSpec
-from engine.plan.planner import TierTable, plan_tiers
+from engine.plan.planner import TierPlan, plan_context
+from engine.plan.request import PlanRequest
 from engine.plan.tiers import tiers
 from engine.quantities import format_bytes, format_seconds
 
@@ -168,10 +170,7 @@ def tiers_page() -> str:
     ]
     for name, ram in CARDS:
         card = find_card(name)
-        table = plan_tiers(
-            simulate(card, ram_bytes=ram * GIB, disk_bytes=500 * GIB), find_model(MODEL), precision="auto"
-        )
-        cells = [_tier_cell(table, t.number) for t in shown]
+        cells = [_tier_cell(_planned(find_model(MODEL), card, ram, t.context)) for t in shown]
         lines.append(f"| {card.name}, {ram} GiB | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -191,8 +190,13 @@ def _short(context: int) -> str:
     return f"{context // 1024}K" if context < 2**20 else f"{context // 2**20}M"
 
 
-def _tier_cell(table: TierTable, number: int) -> str:
-    row = table.row(number)
+@functools.cache
+def _planned(spec: ModelSpec, card: Card, ram: int, context: int) -> TierPlan:
+    machine = simulate(card, ram_bytes=ram * GIB, disk_bytes=500 * GIB)
+    return plan_context(PlanRequest.of(machine, spec, "auto"), context)
+
+
+def _tier_cell(row: TierPlan) -> str:
     if not row.fits:
         return "–"
     stream = row.layout.stream
@@ -242,8 +246,8 @@ def models_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-MILLION = 9
-"Tier of a context of 1,048,576 tokens."
+MILLION = 2**20
+"Tokens of tier 9."
 COMPARED = ("qwen2.5-coder-1.5b", "qwen3.5-0.8b", "qwen3.5-2b", "qwen3.5-4b")
 
 
@@ -267,8 +271,7 @@ def _million_tokens() -> list[str]:
 
 
 def _million_row(spec: ModelSpec, card: Card, ram: int) -> str:
-    table = plan_tiers(simulate(card, ram_bytes=ram * GIB, disk_bytes=500 * GIB), spec, precision="auto")
-    row = table.row(MILLION)
+    row = _planned(spec, card, ram, MILLION)
     attends = f"{spec.attending_layers} of {spec.layers} layers"
     if not row.fits:
         return f"| `{spec.name}` | {attends} | does not fit | | | | |"
@@ -281,12 +284,12 @@ def _million_row(spec: ModelSpec, card: Card, ram: int) -> str:
 
 
 def _longest(spec: ModelSpec, card: Card, ram: int) -> str:
-    table = plan_tiers(simulate(card, ram_bytes=ram * GIB, disk_bytes=500 * GIB), spec, precision="auto")
-    fitting = [tier for tier in tiers() if table.row(tier.number).fits]
-    if not fitting:
-        return "–"
-    row = table.row(fitting[-1].number)
-    return f"{_short(fitting[-1].context)} in {format_seconds(row.step_seconds / row.windows_per_step)}"
+    # From the longest down: most models fit at one of the last tiers, and each tier is a search of its own.
+    for tier in reversed(tiers()):
+        row = _planned(spec, card, ram, tier.context)
+        if row.fits:
+            return f"{_short(tier.context)} in {format_seconds(row.step_seconds / row.windows_per_step)}"
+    return "–"
 
 
 # --- troubleshooting -----------------------------------------------------------------------------------------
