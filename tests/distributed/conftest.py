@@ -1,4 +1,4 @@
-"""Runs of several ranks through the command line, each in a folder of its own."""
+"""Runs of several ranks through the command line, each in a folder of its own, and of one process to compare with."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import time
 from pathlib import Path
 
 import pytest
+from support.session import RecordingSession
+
+from engine.config import from_mapping
+from engine.protocol import StepCompleted
+from engine.recipes.fine_tune import train as train_here
+from engine.runs.run_directory import RunDirectory
+from engine.runs.run_index import STATE_VARIABLE
 
 REPOSITORY = ("queues.py", "locks.py", "runners.py")
-SETTINGS = {
-    "training.context": "128",
-    "training.tokens_per_update": "512",
-    "training.evaluate_tokens": "512",
-    "training.step": "streamed",
-    "model.device": "cpu",
-}
+TRAINING = {"context": 128, "tokens_per_update": 512, "evaluate_tokens": 512, "step": "streamed"}
+SETTINGS = {"model.device": "cpu", **{f"training.{name}": value for name, value in TRAINING.items()}}
 
 
 class Call:
@@ -69,16 +71,39 @@ class Call:
         return [event["loss"] for event in self.of("StepCompleted")]
 
 
+def repository_in(folder):
+    """Makes what the runs of a folder train on."""
+    repository = folder / "repository"
+    repository.mkdir(exist_ok=True)
+    for name in REPOSITORY:
+        (repository / name).write_text((Path(asyncio.__file__).parent / name).read_text())
+    return repository
+
+
+def train_alone(folder, **training):
+    """Trains without ranks, in this process, with the settings that `train` gives: the losses and the run's folder."""
+    config = from_mapping(
+        {
+            "model": {"name": "demo", "device": "cpu"},
+            "data": {"repositories": [str(repository_in(folder))]},
+            "training": {**TRAINING, "max_steps": 4, **training},
+            "output": {"directory": str(folder / "alone")},
+        }
+    )
+    session = RecordingSession(config=config, run=RunDirectory.create(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STATE_VARIABLE, str(folder / "state"))
+        train_here(session)
+    return [event.loss for event in session.of(StepCompleted)], session.run.path
+
+
 @contextlib.contextmanager
 def starting(folder):
     """Starts `engine train` in a folder; ends what is left of it."""
-    repository = folder / "repository"
-    repository.mkdir()
-    for name in REPOSITORY:
-        (repository / name).write_text((Path(asyncio.__file__).parent / name).read_text())
+    repository = repository_in(folder)
     environment = {
         **os.environ,
-        "ELITE_TUI_STATE_DIR": str(folder / "state"),
+        STATE_VARIABLE: str(folder / "state"),
         "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
     }
@@ -116,12 +141,8 @@ def train(tmp_path):
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory):
-    """A run of one process with the settings that `train` gives, and its folder."""
-    folder = tmp_path_factory.mktemp("alone")
-    with starting(folder) as start:
-        call = start()
-        assert call.finish() == 0, call.error
-    return call, run_folder(folder)
+    """Losses and folder of a run in this process with the settings that `train` gives."""
+    return train_alone(tmp_path_factory.mktemp("alone"))
 
 
 def run_folder(tmp_path, output="out"):

@@ -11,7 +11,7 @@ from engine.launch import supervisor
 from engine.protocol import RunFailed
 from engine.runs.rank_files import FOLDER, write_failure
 from engine.steps import oom_consensus
-from tests.distributed.conftest import run_folder
+from tests.distributed.conftest import run_folder, train_alone
 from tests.distributed.recipes import LARGEST_TILE
 
 RING = ["distributed.strategy=ring", "training.context=512", "training.epochs=20"]
@@ -21,8 +21,7 @@ RING = ["distributed.strategy=ring", "training.context=512", "training.epochs=20
     "recipe", [pytest.param("too_small", marks=pytest.mark.slow), "smaller_from_the_second_step_on"]
 )
 def test_all_ranks_begin_again_with_a_smaller_step(tmp_path, train, recipe):
-    alone = train(output="alone", settings=RING[1:])
-    assert alone.finish() == 0, alone.error
+    expected, _ = train_alone(tmp_path, context=512, epochs=20)
     call = train("--gpus", "2", settings=RING, variables={"ELITE_RANK_RECIPE": f"tests.distributed.recipes:{recipe}"})
     assert call.finish() == 0, (call.error, call.events[-1])
     (message,) = call.of("RecoveryTaken")
@@ -31,7 +30,7 @@ def test_all_ranks_begin_again_with_a_smaller_step(tmp_path, train, recipe):
     assert call.of("RunFinished")[-1]["status"] == "completed"
     assert not call.of("RunFailed")
     losses = {event["step"]: event["loss"] for event in call.of("StepCompleted")}
-    assert [losses[step] for step in range(1, 5)] == pytest.approx(alone.losses, rel=1e-5)
+    assert [losses[step] for step in range(1, 5)] == pytest.approx(expected, rel=1e-5)
     first_steps = [event["first_step"] for event in call.of("RunStarted")]
     assert first_steps == ([0, 0] if recipe == "too_small" else [0, 1])
     assert not list((run_folder(tmp_path) / FOLDER).glob("*.retreat.json"))
