@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from textual.command import Hit, Provider
-from textual.widgets import DataTable
+from textual.widgets import DataTable, Input
 
 from elite_tui.screen_list import SCREENS
 from elite_tui.screens.confirm import QuitScreen
@@ -42,11 +42,14 @@ async def test_the_palette_leads_to_every_screen(at_once):
         for entry in (*(SCREENS[name] for name in SCREENS if name != "monitor"), SCREENS["monitor"]):
             if entry.name == "compare":
                 continue  # which is offered once two runs are compared
-            keys = ["space" if letter == " " else letter for letter in f"go to {entry.title.lower()}"]
+            asked = f"go to {entry.title.lower()}"
+            keys = ["space" if letter == " " else letter for letter in asked]
             if at_once:
                 press_at_once(app, "ctrl+p", *keys, "enter")
             else:
-                await pilot.press("ctrl+p", *keys)
+                press_at_once(app, "ctrl+p", *keys[:-1])
+                await until(pilot, lambda asked=asked: asked[:-1] in [one.value for one in app.screen.query(Input)])
+                await pilot.press(keys[-1])
                 await until(
                     pilot, lambda: all(worker.is_finished for worker in app.workers if worker.node is app.screen)
                 )
