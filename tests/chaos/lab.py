@@ -7,7 +7,9 @@ first statement (engine.launch.child.main): the real journal, control socket, re
 from __future__ import annotations
 
 import asyncio
+import atexit
 import faulthandler
+import functools
 import hashlib
 import json
 import math
@@ -17,6 +19,7 @@ import random
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -64,9 +67,7 @@ class Lab:
         self.model = folder / "model"
         self.repository = folder / "repository"
         os.environ["ELITE_TUI_STATE_DIR"] = str(folder / "state")
-        # Elsewhere: threads that computing starts here would be missing in every fork.
-        if status := wait_for(in_fork(lambda: _make_model(self.model))):
-            raise BrokenError(f"the model was not made: status {status}")
+        shutil.copytree(_made_model(), self.model)
         self.repository.mkdir()
         for name in ("locks.py", "queues.py", "runners.py", "timeouts.py", "mixins.py"):
             shutil.copy(Path(asyncio.__file__).parent / name, self.repository)
@@ -125,6 +126,17 @@ class Lab:
             if status != -signal.SIGKILL:
                 raise BrokenError(f"ended with {status}: {run.log_path.read_text()[-2000:]}")
         raise BrokenError(f"not complete after {ATTEMPTS} attempts")
+
+
+@functools.cache
+def _made_model() -> Path:
+    """Makes the model of all labs of this process, once."""
+    folder = Path(tempfile.mkdtemp(prefix="elite-chaos-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    # Elsewhere: threads that computing starts here would be missing in every fork.
+    if status := wait_for(in_fork(lambda: _make_model(folder))):
+        raise BrokenError(f"the model was not made: status {status}")
+    return folder
 
 
 def _make_model(folder: Path) -> None:
