@@ -65,19 +65,6 @@ def interrupt_after_a_step(process):
     return events
 
 
-def test_a_run_interrupted_by_ctrl_c_is_continued_to_its_end(call):
-    stopped = interrupt_after_a_step(call())[-1]
-    assert (stopped["kind"], stopped["status"]) == ("RunFinished", "stopped")
-
-    process = call("--resume", fresh=False)
-    events, err = finish(process)
-    assert process.returncode == 0, err
-    assert [event["first_step"] for event in events if event["kind"] == "RunStarted"][-1] == stopped["steps"]
-    assert events[-1]["status"] == "completed"
-    assert events[-1]["steps"] == 6
-    assert events[-1]["perplexity_after"] < events[-1]["perplexity_before"]
-
-
 ASKED = {
     "weights": "streamed",
     "kv_home": "host",
@@ -98,14 +85,22 @@ def layouts(tmp_path):
     return [state["progress"]["layout"] for state in states]
 
 
-def test_a_run_computes_as_it_was_asked_to_and_otherwise_after_it_was_asked_otherwise(call, tmp_path):
+def test_a_run_interrupted_by_ctrl_c_is_continued_to_its_end_as_it_was_asked_to(call, tmp_path):
+    """It computes as it was asked to, and otherwise once it is resumed and asked otherwise."""
     options = [text for name, value in ASKED.items() for text in ("--set", f"stream.{name}={json.dumps(value)}")]
     events = interrupt_after_a_step(call(*options))
+    stopped = events[-1]
+    assert (stopped["kind"], stopped["status"]) == ("RunFinished", "stopped")
     assert any("tiles of 48" in event["text"] for event in events if event["kind"] == "LogLine")
     before = layouts(tmp_path)[-1]
     assert {name: before[name] for name in ASKED} == ASKED
+
     process = call("--resume", "--set", "stream.tile=64", "--set", "stream.stash=null", fresh=False)
-    _, err = finish(process)
+    events, err = finish(process)
     assert process.returncode == 0, err
+    assert [event["first_step"] for event in events if event["kind"] == "RunStarted"][-1] == stopped["steps"]
+    assert events[-1]["status"] == "completed"
+    assert events[-1]["steps"] == 6
+    assert events[-1]["perplexity_after"] < events[-1]["perplexity_before"]
     after = layouts(tmp_path)[-1]
     assert {name: after[name] for name in ASKED} == ASKED | {"tile": 64, "stash": after["stash"]}

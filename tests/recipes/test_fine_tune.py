@@ -106,10 +106,10 @@ def untrained(tmp_path_factory):
     """A small model that has everything to learn."""
     return save_untrained(
         tmp_path_factory.mktemp("untrained"),
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=6,
-        num_attention_heads=8,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
     )

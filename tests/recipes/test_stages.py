@@ -48,8 +48,8 @@ def arguments(repository: Path, output: Path, way: str) -> list[str]:
 
 
 def engine(folder: Path, *args: str) -> subprocess.Popen[bytes]:
-    # Two threads, since the bytes of a sum depend on how it is divided.
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    # Always as many threads, since the bytes of a sum depend on how it is divided.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "engine", "train", *args]
     with (folder / "stderr").open("wb") as stderr:
         return subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr)
