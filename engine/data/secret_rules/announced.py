@@ -17,7 +17,16 @@ from ahocorasick_rs import BytesAhoCorasick, Implementation
 from engine.assets import asset
 from engine.data.secret_rules.names import says_other_thing
 from engine.data.secret_rules.searched_text import SearchedText, is_random_looking
-from engine.data.secret_rules.values import Evidence, entropy, is_placeholder, is_secretive, is_sequence, words_share
+from engine.data.secret_rules.second_signs import is_statement
+from engine.data.secret_rules.values import (
+    Evidence,
+    entropy,
+    is_placeholder,
+    is_secretive,
+    is_sequence,
+    is_wordlike,
+    words_share,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -128,14 +137,17 @@ def announced(words: list[str]) -> Iterator[tuple[str, str]]:
             # "sk-000…", "AKIAXXXXXXXXXXXXXXXX" in documentation; AWS prints its own examples so.
             varied = (
                 len(set(value)) > 7
-                and not any(word in value for word in ("EXAMPLE", "FAKE", "dummy"))
+                and not (_EXAMPLE.search(value) or _CAPITAL_HEX.fullmatch(value))
                 and not (len(value) < _LONGEST_REPEATING and _REPEATED.search(value))
                 and entropy(value) >= kind.entropy
             )
-            if varied and not (is_sequence(value) or _is_part(joined, match)):
+            if varied and not (is_sequence(value) or _is_part(joined, match) or _is_other(kind, value)):
                 yield kind.name, value
 
 
+_EXAMPLE = re.compile(r"EXAMPLE|FAKE|dummy|(?<![A-Za-z])fake")
+_CAPITAL_HEX = re.compile(r"[0-9A-F]{32,}")
+"A test's data, which begins as a key does."
 _REPEATED = re.compile(r"(.)\1{7}")
 _LONGEST_REPEATING = 120
 "Characters of a token in which one that is repeated tells of an example; certificates have such runs, too."
@@ -157,6 +169,22 @@ def _is_part(joined: str, match: re.Match[str]) -> bool:
         return False
     around = before[0] + after[0]
     return len(around) >= 24 and is_random_looking(around) and words_share(around) < _MOST_WORDS
+
+
+_MARKS = re.compile(r"[^A-Za-z0-9]")
+_WORD_OF_NAME = re.compile(r"[a-z]{4,}")
+_MOST_NAMED = 0.4
+"Share of a token behind its first characters that whole words between marks make up."
+
+
+def _is_other(kind: _Kind, value: str) -> bool:
+    """Tells whether a value of a known form names itself by words, or is a web token that opens nothing."""
+    if value.startswith("eyJ"):
+        return is_statement(value)
+    start = next((start for start in kind.starts if start in value), "")
+    rest = value.partition(start)[2]
+    words = sum(len(part) for part in _MARKS.split(rest) if _WORD_OF_NAME.fullmatch(part) and is_wordlike(part))
+    return words >= _MOST_NAMED * len(rest) > 0
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9+/=_~.-]{16,200}")
@@ -182,11 +210,11 @@ _DIGEST = re.compile(
 )
 
 _OTHER_NAME = re.compile(
-    r"[\"']id\\{0,8}[\"']\s{0,4}:\s{0,4}\\{0,8}[\"']$|_signature=|&sign=|allowed_?credentials\W{1,12}$|(?:next|prev\w*|page|continuation|cursor)_?token\W{1,12}$|<enc[\w:-]{0,20}>$|\{s?sha\d{0,3}\}$|\w[/\\]{1,4}$|"
+    r"[\s,({]id\s{0,4}:\s{0,4}[\"'`]$|[\"']id\\{0,8}[\"']\s{0,4}:\s{0,4}\\{0,8}[\"']$|_signature=|\bsig=|&sign=|allowed_?credentials\W{1,12}$|(?:next|prev\w*|page|continuation|cursor)_?token\W{1,12}$|<enc[\w:-]{0,20}>$|\{s?sha\d{0,3}\}$|\w[/\\]{1,4}$|"
     r"(?:\b|_)(?:ref|state|code|csrf|node_?id|cursor|signature|iv"
     r"|(?:credential|account|user|tenant|project|request)[_ ]?id)"
     r"\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"
-    r"|\$[\w=,.+/-]{0,40}\$[^\s\"'$]{0,60}$|enc[(\[]$"
+    r"|\$[\w=,.+/-]{0,40}\$[^\s\"'$]{0,60}$|enc[(\[]$|\bbasic[ \t]{1,4}$"
     r"|(?:(?<!secret)[_-]id|(?:key|token|client|access)id|identifier|signature)s?\W{1,10}$"
 )
 "What is no secret stands behind it: another name's value, a part of a salted hash, what is encrypted."
@@ -236,7 +264,9 @@ def _beside(text: str, lower: str, value: str) -> Iterator[tuple[str, int, int]]
                 if after.startswith(("://", "...")):
                     return
                 telling = _TELLING.search(before)
-                told = telling is not None and not says_other_thing(telling["tail"])
+                told = telling is not None and not says_other_thing(
+                    text[line + telling.start("tail") : line + telling.end("tail")]
+                )
                 if not told and not _KEYS.search(before):
                     pass
                 elif told and is_secretive(value, Evidence.ALONE):

@@ -28,7 +28,9 @@ _BARE = (
     r"(?:!{1,2}[\w-]{1,20}[ \t]{1,4}|&\w{1,40}[ \t]{1,4}|\*\*[ \t]{0,4}|&quot;|&#3[49];|\$\{\w{0,40}:[-=])?"
     r"(?P<open>\[\[|<!\[cdata\[|%[qwi]?[({\[|]|q{1,2}[({\[]|<<<[ \t]*\w+\n|\((?=[^()\s]{5,60}\)))?"
 )
-_VALUE = r"(?P<value>[^\s\"'`<>]{5,300})"
+_LONGEST = 300
+"Characters of a value that are looked at; what goes on behind them belongs to it."
+_VALUE = rf"(?P<value>[^\s\"'`<>]{{5,{_LONGEST}}})"
 _WITH_DIGIT = r"(?=[^\s\"'`<>]{0,60}\d)"
 "In code what is not quoted is mostly an expression; without a digit it is passed over."
 _MORE = (
@@ -52,6 +54,7 @@ _SETS = re.compile(
 _ALONE = re.compile(r"[ \t+.\w\"'-]*$")
 _QUERY = re.compile(r"[?&#;][\w.-]*$")
 _UNTIL = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]+")
+_REST = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]{1,8000}")
 _SCHEME_BEFORE = re.compile(r"\{[\w@.-]{2,28}\}$|encrypted:$")
 _LINK = re.compile(r"[ \t]{0,8}\[[^\]\n]*$")
 "The start of a link's definition in Markdown."
@@ -88,14 +91,14 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
                 match = None  # a command follows
             span = None if match is None else _value(text, lower, match, place, stem, configures=configures)
             if match is not None and span is not None:
-                taken = span[1]
-                yield stem.kind, *span
+                taken = _end_of_whole(text, *span)
+                yield stem.kind, span[0], taken
             match = in_value.match(lower, place + len(stem.text))
             evidence = None if match is None else evidence_of(text, match, stem)
             if match is not None and evidence is not None:
                 span = _beside(text, match)
                 if span is not None and is_secretive(text[slice(*span)], evidence):
-                    yield stem.kind, *span
+                    yield stem.kind, span[0], span[1] if match["bare"] is None else _end_of_whole(text, *span)
 
 
 def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, *, configures: bool) -> Span | None:
@@ -160,6 +163,12 @@ def _without_operator(
     end = _trimmed(text, start, end)
     value = text[start:end]
     return (start, end) if _stands_out(value) and is_secretive(value, max(evidence, Evidence.NEAR)) else None
+
+
+def _end_of_whole(text: str, start: int, end: int) -> int:
+    """Returns where a value ends of which only the first characters were looked at."""
+    rest = _REST.match(text, end) if end - start >= _LONGEST else None
+    return end if rest is None else rest.end()
 
 
 def _stands_out(value: str) -> bool:

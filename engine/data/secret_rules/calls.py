@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from engine.data.secret_rules.literals import literal
+from engine.data.secret_rules.literals import HEX, NUMBER_NEXT, literal
 from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive
 
@@ -70,7 +70,11 @@ def calls(source: SearchedText) -> Iterator[Found]:
     if source.has("passw"):
         for match in _FILLED.finditer(lower):
             span = literal(text, match.start("q"))
-            if span is not None and is_secretive(text[slice(*span)], Evidence.PASSWORD):
+            if (
+                span is not None
+                and is_secretive(text[slice(*span)], Evidence.PASSWORD)
+                and not (NUMBER_NEXT.match(text, span[1]) and HEX.fullmatch(text, *span))
+            ):
                 yield "credential in a call", *span
     if source.has("tochararray"):
         for match in _CHARACTERS.finditer(text):

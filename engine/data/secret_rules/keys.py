@@ -81,6 +81,8 @@ def key_blocks(source: SearchedText) -> Iterator[Found]:
                     end = line.end()
             start_of_material = _PEM_HEADER.match(text, start, max(start, end)).end()  # type: ignore[union-attr]
             shortened = end - start < _SHORTENED and "..." in text[start:end]
+            if (next_block := text.find("-----BEGIN ", start, end)) >= 0:
+                end = next_block  # code names the mark, or the block has another one's end
             if _holds_material(text, start_of_material, end) and not shortened:
                 yield "private key", start, end
     position = text.find("PuTTY-User-Key-File") if source.has("putty-") else -1

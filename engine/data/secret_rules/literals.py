@@ -68,7 +68,7 @@ _OPERATOR_OR_CALL = re.compile(r"[\s\])]{0,60}(?:$|:=|=>|[=!]={0,2}|[:(,]|\|\||\
 _OTHER_ENTRY = re.compile(r"[,;][^,;]{0,40}\w[ \t]{0,4}[=:]")
 _COMMAND = re.compile(r"\$\((?![ \t]{0,4}(?:echo|printf)\b)")
 "A command whose output is the value."
-_IDENTIFIES = re.compile(r"[\s,;:._-]id\s{0,4}[=:]\s{0,4}$")
+_IDENTIFIES = re.compile(r"[\s,;:._{-]id\s{0,4}[=:]\s{0,4}$")
 "Another entry, or attribute, which identifies."
 _VARIABLE = re.compile(r"env(?:iron)?\w{0,8}(?:\.get)?[(\[]\s{0,8}$")
 "What reads a variable of the environment, whose name stands in the literal."
@@ -92,6 +92,13 @@ _NEXT_ARGUMENT = re.compile(
     re.DOTALL,
 )
 "A name in a list, and the next argument with its own name."
+_EQUALS = re.compile(r"(?<!!)={2,3}\s{0,8}$")
+_LOGIN_OF_WORDS = re.compile(r"[\"'](?:user_?name|user|login|admin|root)[\"']\s{0,8},\s{0,8}[\"']$")
+"A user's name that says what it is, before a password that does: what follows is given neither."
+_VALUE_BESIDE = re.compile(r"[\"'],[^\n{}]{0,80}[\"']?\bvalue[\"']?\s{0,4}[:=]")
+"An entry's value, behind its key."
+HEX, NUMBER_NEXT = re.compile(r"[\da-fA-F]+"), re.compile(r"[\"'`],\s{0,8}\d")
+"What stands in a test's list: a password, its salt, how often it is hashed."
 _KEY_BEHIND = re.compile(r"\\{0,8}[\"'`][ \t]{0,8}(?:(?::(?![:=])|=>)[ \t]{0,8}\S|to[ \t]{1,8}[\"'`])")
 "What makes a literal the key of an entry, and no value."
 _APART = (",", " ")
@@ -157,8 +164,14 @@ def _statement(
     if _TAG.search(gap) or (named and gap[:1] in _APART and _NEXT_ARGUMENT.match(gap)):
         return
     begin = name_start(text, place)
-    if named and gap.startswith(",") and text[begin - 1] not in "\"'`":
-        return  # the end of a text in a list, and the next text
+    name = text[begin : match.end("tail")]
+    if not named and gap.startswith(",") and name[:1].islower() and "." not in name:
+        return  # a variable, and the next argument
+    if named and gap.startswith(","):
+        if text[begin - 1] not in "\"'`":
+            return  # the end of a text in a list, and the next text
+        if _LOGIN_OF_WORDS.search(lower, max(0, begin - 40), begin):
+            return
     if _OBTAINS.search(lower[max(0, place - _LONGEST_NAME) : place]) and gap.startswith("("):
         evidence = max(Evidence.NEAR, evidence)
     reading = named and _READS.search(lower[max(0, begin - 60) : begin]) is not None
@@ -176,6 +189,8 @@ def _statement(
         start, end = span
         if is_digest(text[start:end]) or is_public(text[start:end]):
             return  # a public key may go on in the next literals
+        if named and gap.startswith(",") and NUMBER_NEXT.match(text, end) and HEX.fullmatch(text, start, end):
+            return
         is_key = _KEY_BEHIND.match(text, end) is not None and "?" not in text[position - 8 : position]
         is_key = is_key or (
             text[position - 1 : position] == "[" and text.startswith("]", end + 1) and gap.strip() == "["
@@ -183,6 +198,7 @@ def _statement(
         is_key = is_key or (
             _VARIABLE.search(lower, max(0, position - 24), position) is not None and _is_constant(text, start, end)
         )
+        is_key = is_key or (evidence == Evidence.ALONE and not number and _VALUE_BESIDE.match(lower, end) is not None)
         same = _letters(text[start:end]) == _letters(text[begin : match.end("tail")])
         if given is not None and not is_key and not same and is_secretive(text[start:end], given):
             yield without_scheme(text, start, end)
@@ -194,11 +210,13 @@ def _statement(
         between, falls_back = follow["gap"], _FALLBACK.search(follow["gap"]) is not None
         if (":" in between and not falls_back) or ("=" in between and not _KEYWORD.search(between)):
             return  # the next entry, or the next argument
-        if _NEXT_GROUP.search(between):
-            return
+        if _NEXT_GROUP.search(between) or ("?" in between and start < end and _EQUALS.search(gap)):
+            return  # the next pair; what follows from a name's being equal
         position = follow.start("esc")
         if prose and match["q"] == "`":
             return
+        if named and gap.startswith(",") and not falls_back:
+            return  # of a list's texts the next one alone is what a name before it is given
         reads = falls_back or _READS.search(lower[max(0, start - 60) : start])
         given = evidence if reads else Evidence.ALONE if loose else max(Evidence.NEAR, evidence)
 

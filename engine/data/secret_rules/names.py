@@ -33,7 +33,7 @@ _ENVIRONMENT_KEY = re.compile(r"_KEY=[^\s\"'`$(]{16,200}(?:[ \t]*\\?$|\Z)", re.M
 _RESOURCE = re.compile(r"arn:[\w:/*-]*$")
 "An identifier of a cloud's resource, of which the name is a part."
 _DATA = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
-_LONG_DATA = 48
+_LONG_DATA = 40
 "Characters of encoded data side by side; names are shorter."
 _BEFORE = re.compile(r"([A-Za-z]+) $")
 _ASSIGNED = re.compile(r"\s{0,8}(?::?=(?!=)|\()")
@@ -45,7 +45,14 @@ _TAKES = re.compile(
     r"|new|parse|decode|encode|encrypt|concat|replace|default|or|unwrap|expect|get|fetch|update|init|create|make|build|contain"
 )
 "How the names of calls begin that are given a value for the object before their dot."
-_PUBLIC = re.compile(r"public|pub_?key|ssh-(?:rsa|ed)")
+_DERIVED = re.compile(
+    r"iterations?|rounds|\b(?:ikm|okm|prk|info|dk_?len|key_?len)\b|hkdf|pbkdf|scrypt|argon|bcrypt|derive|expected|vector",
+    re.IGNORECASE,
+)
+"What stands beside a salt from which a key is derived, once or in a test."
+_DECODES = re.compile(r"\s{0,8}:?=\s{0,8}[\w.:]{0,40}(?:hex|decode|unhexlify)\w{0,20}\(", re.IGNORECASE)
+_AROUND_SALT = 200
+_PUBLIC = re.compile(r"public|pub_?key|ssh-(?:rsa|ed)|signed_curve25519")
 _LONGEST = 40
 "Characters of an identifier before a stem."
 _SHORT_WORD = 2
@@ -184,19 +191,25 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
             return None
     words = _split(prefix)
     before = words[-2:]
-    if _is_resource(prefix) or _RESOURCE.search(text, max(0, begin - _LONGEST), start) is not None:
+    if (
+        text.startswith("{cipher}{", begin - 9)
+        or _is_resource(prefix)
+        or _RESOURCE.search(text, max(0, begin - _LONGEST), start) is not None
+    ):
         return None
     if _within_data(text, start, tail_start):
         return None
     if stem.text == "token" and prefix.replace("_", "").replace("-", "").lower().endswith("clientrequest"):
         return None  # it tells calls that are repeated, as AWS names it
+    if stem.text == "token" and words == ["client"] and text[begin - 1 : begin] == "<":
+        return None  # the same in answers of EC2
     if stem.text == "salt" and "signature" in prefix.lower():
         return None
     if stem.text == "pass" and (
         (before and before[-1] in _words("other_pass")) or text[begin - 1 : begin + 5] == "=pass:"
     ):
         return None  # of several passes; a filter's argument
-    if not _words("transformed").isdisjoint(words):
+    if not _words("transformed").isdisjoint(words) or (len(words) > 2 and words[0] in _words("sentence")):
         return None
     if text[begin - 3 : begin] == "://" or (stem.text == "pw" and prefix.endswith(".") and text[begin - 1] == "/"):
         return None  # a host's name
@@ -206,7 +219,9 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         return None  # of values that are right and wrong
     if "." in tail and text.startswith("(", match.end("tail")) and not _TAKES.match(tail.rpartition(".")[2].lower()):
         return Evidence.ALONE  # another call of what the name is of
-    if stem.text == "salt" and not _is_secret_salt(text, match, words):
+    if tail.endswith("Test") and text.startswith("(", match.end("tail")):
+        return None
+    if stem.text == "salt" and not _is_secret_salt(text, match, begin, words):
         return None
     if stem.text == "auth" and "data" in _split(tail):
         return None  # what an authenticator signs
@@ -232,11 +247,16 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
     return stem.evidence
 
 
-def _is_secret_salt(text: str, match: re.Match[str], words: Sequence[str]) -> bool:
-    """Tells whether a salt is a program's own, and not a field of a salted hash."""
+def _is_secret_salt(text: str, match: re.Match[str], begin: int, words: Sequence[str]) -> bool:
+    """Tells whether a salt is a program's own, and not a field of a salted hash or of a test's values."""
     if words:
         return not _words("secret_salt").isdisjoint(words)
-    return not match.groupdict().get("close") and _ASSIGNED.match(text, match.end("tail")) is not None
+    if _DERIVED.search(text, max(0, begin - _AROUND_SALT), match.end() + _AROUND_SALT):
+        return False
+    end = match.end("tail")
+    if match.groupdict().get("close") or _DECODES.match(text, end):
+        return False
+    return _ASSIGNED.match(text, end) is not None
 
 
 def _is_resource(prefix: str) -> bool:
@@ -270,7 +290,10 @@ def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix:
         return Evidence.NAMED
     if any(word in _words("before_key") for word in before) or prefix.lower().rstrip("_-. ").endswith(_glued()["key"]):
         return Evidence.NAMED
-    if _PUBLIC.search(text[line_start(text, begin, 100) : begin].lower()):
+    line = line_start(text, begin, 100)
+    if text.endswith("{\n", 0, line):
+        line = line_start(text, line - 1, 100)  # what the entry is called
+    if _PUBLIC.search(text[line:begin].lower()):
         return None
     if not prefix and text[slice(*match.span("tail"))].isdigit():
         return Evidence.ALONE  # one of several keys of entries

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
+import hashlib
 import re
 from collections.abc import Callable
+from itertools import pairwise
+
+from engine.data.secret_rules.encoded import decoded_ascii
 
 _METHOD = re.compile(
     r"(?!(?:[a-z]\d{1,4}){3})(?:(?:aes|aria|argon|bcrypt|blake|blowfish|camellia|cbc|ccm|cfb|chacha|cmac|cram|crypt|ctr|curve|des|dhe|dh|digest"
     r"|dir|dsa|ecb|ecdhe|ecdh|ecdsa|ecies|eddsa|ed|ec|es|gcm|gmac|gssapi|hkdf|hmac|hpke|hs|kem|kw|login|md|mgf|mldsa"
     r"|mlkem|ml|ntlm|oaep|ofb|padding|pbes|pbkdf|pkcs|plain|poly|ps|p|rc|rsa|rs|salsa|scram|scrypt|secp|sec|shake|sha"
-    r"|siv|ssa|ssh|tls|t|v|with|wrap|xchacha|xts|x|a|k)\d{0,4}){1,4}[rk]?\d?",
+    r"|siv|slh|slhdsa|mldsa|ssa|ssh|tls|t|v|with|wrap|xchacha|xts|x|a|k)\d{0,4}){1,4}[rk]?\d?",
     re.IGNORECASE,
 )
 "Names of methods of cryptography, with the numbers behind them: A128CBC, HS256, secp256k1; not k7x9t2v4."
@@ -41,7 +46,7 @@ _LISTS = re.compile(
 )
 "Short items, ciphers to choose from, selectors, words of a query."
 _FORMAL = re.compile(
-    r"^#/[\w$]+/[\w/.~-]+$|^\d{0,3}\*\d{0,3}[A-Z][A-Za-z-]{1,40}$|^\*[\dA-F]{40}$|^[rsnipc]=[A-Za-z\d+/]{8,60}={0,2}$|^[A-Z]{3,10}\\r\\n|\\\d{5,7}"
+    r"^\d{0,3}\*\d{0,3}[A-Z\d]{2,20}(?:-[A-Z\d]{1,20}){1,4}$|^openpgp4fpr:|^[A-Za-z]{3,40}\d{0,4}(?:MaxLen|MinLen|Max|Min|To)\d{1,5}$|^(?:[a-z][a-z\d_]{1,30}-){1,6}v?\d{1,4}\.\d{1,4}(?:\.\d{1,4})?(?:-[\d.]{1,20})?$|^#/[\w$]+/[\w/.~-]+$|^\d{0,3}\*\d{0,3}[A-Z][A-Za-z-]{1,40}$|^\*[\dA-F]{40}$|^[rsnipc]=[A-Za-z\d+/]{8,60}={0,2}$|^[A-Z]{3,10}\\r\\n|\\\d{5,7}"
     r"|\bfpr:|^[a-z]{2,12}(?:key|pub):[\da-f]{32,128}$|^GHSA(?:-[a-z\d]{4}){3}$|^CVE-\d{4}-\d{3,7}$|^RFC ?\d{3,5}\b"
     r"|^[a-z]{2,3}_(?:[A-Z]{2}|\d{3})$|^(?:b2c|B2C)_\d_\w{2,60}$"
 )
@@ -61,13 +66,25 @@ _MODULUS = re.compile(
 )
 "As long as an RSA key's modulus or signature of 2,048 or 4,096 bits."
 _LEAST_MODULUS = 342
-_BASE32 = re.compile(r"^[A-Z2-7]{16,120}={0,6}$")
+_BASE32 = re.compile(r"^[A-Z2-7]{8,120}={0,6}$")
 _BASE64 = re.compile(r"^[A-Za-z0-9+/]{8,400}={0,2}$")
 _HEX = re.compile(r"[\da-fA-F]+$")
 _LEAST_HEX = 10
 "Digits; shorter ones are text by chance."
 _LONG_HASH = 128
-_CLAIMS = re.compile(r"\.?eyJ[\w+/-]{4,8000}={0,2}\.?$")
+_STATEMENT = re.compile(r'"alg"\s*:\s*"none"|"x5c"\s*:', re.IGNORECASE)
+_DIGITS = re.compile(r"\d+")
+_LEAST_COUNTED = 16
+_HASH_LENGTHS = frozenset({32, 40, 56, 64, 96, 128})
+_HASHED = (
+    "", "password", "passw0rd", "secret", "test", "hello", "hello world", "Hello World", "Hello, World!", "world", "foo",
+    "bar", "foobar", "abc", "a", "admin", "user", "root", "guest", "example", "demo", "token", "key", "message", "data",
+    "1234", "12345", "123456", "1234567", "12345678", "123456789", "1234567890", "qwerty", "letmein", "changeme",
+    "default", "pass", "PASSWORD", "Password", "value", "string", "content", "The quick brown fox jumps over the lazy dog",
+)  # fmt: skip
+_CLAIMS = re.compile(
+    r"\.?eyJ[\w+/-]{4,8000}={0,2}\.?$|eyJ[\w+/-]{4,8000}\.eyJ[\w+/-]{4,8000}\.(?:[a-z]{1,8}[_-])?sig(?:nature)?$"
+)
 _CODE_MARK = re.compile(r"[\[\]\"'<>()=]|/.*/|^[#.]")
 _LEAST_SOLID = 0.6
 "Share of letters and digits in code; passwords of keyboards' upper rows have fewer."
@@ -98,7 +115,7 @@ def is_method(value: str) -> bool:
         return False
     first, *others = _METHODS_APART.split(value)
     return _METHOD.fullmatch(first) is not None and all(
-        not part or part.isdigit() or _METHOD.fullmatch(part) for part in others
+        not part or part.rstrip("fsFS").isdigit() or _METHOD.fullmatch(part) for part in others
     )
 
 
@@ -123,8 +140,14 @@ def is_modulus(value: str) -> bool:
 
 
 def is_claims(value: str) -> bool:
-    """Tells whether a value is a token's head or claims without its signature: JSON in base64, and nothing else."""
-    return value.startswith(("eyJ", ".eyJ")) and _CLAIMS.match(value) is not None
+    """Tells whether a value is a token's head or claims that nothing signs: JSON in base64, and nothing else."""
+    return value.startswith(("eyJ", ".eyJ")) and (_CLAIMS.match(value) is not None or is_statement(value))
+
+
+def is_statement(token: str) -> bool:
+    """Tells whether a web token's head says that nothing signs it, or that a certificate does: anybody may read it."""
+    head = decoded_ascii(token.partition(".")[0])
+    return head is not None and _STATEMENT.search(head) is not None
 
 
 def is_hash(value: str) -> bool:
@@ -135,6 +158,30 @@ def is_hash(value: str) -> bool:
 def has_code_marks(value: str) -> bool:
     """Tells whether a value has marks of paths and code; where words make it up, too, it is no password."""
     return _CODE_MARK.search(value) is not None and sum(c.isalnum() for c in value) > _LEAST_SOLID * len(value)
+
+
+@functools.cache
+def _known_hashes() -> frozenset[str]:
+    texts = [word + number for word in _HASHED for number in ("", "1", "123")]
+    methods = (hashlib.md5, hashlib.sha1, hashlib.sha224, hashlib.sha256, hashlib.sha384, hashlib.sha512)
+    return frozenset(method(text.encode(), usedforsecurity=False).hexdigest() for text in texts for method in methods)
+
+
+def is_known_hash(value: str) -> bool:
+    """Tells whether a value is the hash of a word that tests and examples hash."""
+    return len(value) in _HASH_LENGTHS and value.lower() in _known_hashes()
+
+
+def is_counting(value: str) -> bool:
+    """Tells whether numbers that follow each other, of two digits each, make up half of a value: …101112131415."""
+    longest = max(_DIGITS.findall(value), key=len, default="")
+    if len(longest) * 2 < len(value) or len(longest) < _LEAST_COUNTED:
+        return False
+    for first in (0, 1):
+        numbers = [int(longest[place : place + 2]) for place in range(first, len(longest) - 1, 2)]
+        if sum(after - before == 1 for before, after in pairwise(numbers)) * 2 >= len(numbers):
+            return True
+    return False
 
 
 def base32_text(value: str) -> str | None:

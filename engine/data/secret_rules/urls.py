@@ -22,7 +22,7 @@ _PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
 _HEX = re.compile(r"[0-9a-f]+$")
 _SHORT_WORD = re.compile(r"[a-z]{1,6}$")
 _URL_PLACEHOLDER = re.compile(
-    r"^(?:(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|user(?:name)?|key)\d{0,6}|\d{1,6}\W{0,3}|@.*|x+|\$.*|%.*|\{.*|<.*|\*+|[a-z]{3,10}Key|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
+    r"^(?:(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|user(?:name)?|key)\d{0,6}|\d{1,6}\W{0,3}|@.*|x+|\$.*|%.*|\{.*|<.*|\*+|[a-z]{3,10}Key|(?:auth|api|access|user|bot|account|my)?(?-i:Token|Secret|Password|Key)|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
     re.IGNORECASE,
 )
 _HEADER = re.compile(r"(?:bearer|basic|token|apikey|negotiate|digest)[ \t]{1,4}(?P<value>[\w.~+/=:-]{8,2000})")

@@ -6,6 +6,7 @@ import functools
 import math
 import re
 import unicodedata
+import urllib.parse
 from collections import Counter
 from enum import IntEnum
 from itertools import pairwise
@@ -35,9 +36,11 @@ from engine.data.secret_rules.second_signs import (
     has_code_marks,
     hex_text,
     is_claims,
+    is_counting,
     is_explained,
     is_formal,
     is_hash,
+    is_known_hash,
     is_method,
     is_modulus,
     is_place,
@@ -65,7 +68,7 @@ _PLACEHOLDER = re.compile(
     r"|org|account|bot|private|auth|server|strong|value)|todo|fixme"
     r"|x{4}|\*{3}|\.{3}|…|•|#{3}|deleted"
     r"|\[(?:your[-_ ]?)?(?:pass\w{0,6}|secret|token|key)\]|-{4}|_{4}"
-    r"|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used|token|password|key|valid)|invalid"
+    r"|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used|token|password|key|valid)|(?<![a-z])not[-_ ](?:base\d\d|hex|json|jwt|uuid|encoded|found|set)|yyyy.?mm|hh:mm|invalid"
     r"|secret[-_]?(?:here|key|value|token|pass)|goes.?here|foo.?bar"
     r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
     r"|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
@@ -80,7 +83,7 @@ _PLACE_OF_A_SECRET = re.compile(
 )
 "What examples name a value of theirs."
 _REFERENCE = re.compile(
-    r"^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|\*\.[a-z]|\{\$\w+\}|\\\([A-Za-z]\w*|^\[\w+\]\.\[|^\$\.\w|\[[A-Z][a-z]\]|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
+    r"^(?:self|static|parent)::|^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|\*\.[a-z]|\{\$\w+\}|\\\([A-Za-z]\w*|^\[\w+\]\.\[|^\$\.\w|\[[A-Z][a-z]\]|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
     r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
     r"|^#\{|^:[a-z_]+(?:\d*|=\w{0,20})$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
@@ -96,7 +99,7 @@ _LOCATION = re.compile(
     r"^\.{1,2}/|^~/|^[A-Za-z]:\\|^[A-Za-z][\w.-]{0,60}(?:\\{1,2}[A-Za-z][\w.-]{0,60}){1,20}$|^[0-9a-f:]{0,30}::[0-9a-f:]{0,30}$|://|^/?[\w-]+(?:[/.][\w-]{1,100}){0,20}\.(?:py|js|ts|tsx|jsx|json|ya?ml|txt|md|html?|key|pem|crt|cer|pub|go|rs|java|rb|php|sh"
     r"|conf|cfg|ini|toml|xml|png|jpg|svg|css|env|local|com|org|net|io|dev|sql|db|log|proto|h|c|cc|cpp|p12|jks|p8|pk8|prv|der|jwk|bin|dat|csv|zip|gz|tar|j2|tmpl|tpl|erb|ini|pdf|gif|ipynb)$"
     r"|^[\w./-]{0,200}\.(?:md|html?|rst|adoc)#|^/[\w.-]{1,60}(?:/[\w.-]{0,60}){0,20}\?\w"
-    r"|^\d+(?:\.\d{1,20}){1,8}$|^[\w.+-]+@[\w-]+\.[\w.]+$",
+    r"|^\d+(?:\.\d{1,20}){1,8}$|^[\w.+-]+@[\w-]+\.[\w.]+$|^[\w/.-]{1,200}\.[a-z]{1,4}:\d{1,6}:?$",
     re.IGNORECASE,
 )
 _PATH = re.compile(
@@ -116,7 +119,7 @@ _SNAKE = re.compile(
 )
 "A name of several parts, each of letters of one size with a number behind."
 _DIGEST_PREFIX = re.compile(
-    r"^(?:pbkdf2|bcrypt|argon2|scrypt)\w{0,12}\$|^SCRAM-SHA-\d+\$|^[\w.@-]{1,40}:\${1,2}(?:2[aby]?|1|5|6|apr1|argon2\w+)\$|(?:^|[:_-])hash[:=]|^(?:sha\d+|md5|blake\d\w?|signature|\{?ssha\d*\}?)[-:=$}]|^md5[0-9a-f]{32}$|^\{(?:s?sha|md\d|pbkdf2|s?crypt|bcrypt|argon2)[\w@.-]{0,40}\}|^\\?\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\\?\$",
+    r"^\|1\|[A-Za-z0-9+/]{4}|^(?:pbkdf2|bcrypt|argon2|scrypt)\w{0,12}\$|^SCRAM-SHA-\d+\$|^[\w.@-]{1,40}:\${1,2}(?:2[aby]?|1|5|6|apr1|argon2\w+)\$|(?:^|[:_-])hash[:=]|^(?:sha\d+|md5|blake\d\w?|signature|\{?ssha\d*\}?)[-:=$}]|^md5[0-9a-f]{32}$|^\{(?:s?sha|md\d|pbkdf2|s?crypt|bcrypt|argon2)[\w@.-]{0,40}\}|^\\?\$(?:2[aby]?|1|5|6|apr1|argon2\w+|scrypt)\\?\$",
     re.IGNORECASE,
 )
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$", re.IGNORECASE)
@@ -127,7 +130,7 @@ _BRACKETS = re.compile(r"[(){}\[\]<>=,;/\"'|\\]")
 _TWO_DIGITS = re.compile(r"\d\D*\d")
 _NAME_LIKE = re.compile(r"^[\w./:@,|+-]+$")
 _PUBLIC = re.compile(
-    r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MII[BCD]I?[jo]ANBg|[\w+/]{4,40}DQYJKoZIhvcNAQEBBQAD|AAAA\w{1,3}(?:NzaC|zc2g|c3No)|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|ssh-|pk_|pk\.|LS0tLS1CRUdJTiB(?:DRVJ|QVUJM))"
+    r"^(?:MFkwEwYHKoZIzj|MIIBI?j?[AC]|MII[BCD]I?[jo]ANBg|[\w+/]{4,40}DQYJKoZIhvcNAQEBBQAD|AAAA\w{1,3}(?:NzaC|zc2g|c3No)|MIGfMA0G|MCowBQYDK2Vw|AAAA[BCE][23N]|mQ(?:Gi|IN|EN|GN|CN)[A-Z]|mDME|mI0E|xs[BF]N|iD8D|iDYE|iQ[IEJ][zc]|iHUE|ssh-|pk_|pk\.|LS0tLS1CRUdJTiB(?:DRVJ|QVUJM))"
 )
 "How public keys and certificates begin."
 _UNIT = re.compile(
@@ -174,6 +177,8 @@ def is_placeholder(value: str) -> bool:
         return True
     if is_sequence(value) or _PLACE_OF_A_SECRET.search(value):
         return True
+    if value.endswith("=") and (solid := value.rstrip("=")) and _PLACEHOLDER.search(solid):
+        return True
     if (call := _CALL.match(value)) is not None and (len(call[1]) <= 3 or words_share(call[1]) >= 0.5):
         return True
     return _PATH.match(value) is not None and words_share(value) >= 0.4
@@ -183,7 +188,7 @@ _LOGIN = re.compile(
     r"(?:(?:an?|and|the|my|your|our|any|some|user|name|log|client|consumer|customer|app|application|api|admin|root|guest"
     r"|test|demo|example|default|bad|wrong|good|valid|right|correct|old|new|other|basic|auth|oauth|passphrase|password"
     r"|passwd|passw|pass|pwd|pw|secret|token|key|id|code|word|value|string|credential|cred|service|server|proxy|super"
-    r"|very|open|sesame|hello|world|foo|bar|baz|qux|doe|nimda|change|me|it|let|in|abc|xyz|here|something|anything"
+    r"|very|open|sesame|hello|world|foo|bar|baz|qux|doe|nimda|change|me|it|let|in|abc|xyz|asdf|passe|here|something|anything"
     r"|whatever|blah)s?[\W_]{0,2}){1,6}\d{0,3}\W?",
     re.IGNORECASE,
 )
@@ -265,19 +270,23 @@ def _is_other_thing(value: str, evidence: Evidence) -> bool:
     return is_template(value) or is_composed(value) or is_code(value) or is_list(value) or is_name(value, is_wordlike)
 
 
+_COMMAND_LINE = re.compile(r"[A-Z]{3,10}(?: [A-Z]{3,10})?\\r\\n")
+"A protocol's line, with its end as a string spells it."
 _ESCAPE = re.compile(r"&#?\w{1,8};|\\{1,8}(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|[nrtabfv0])")
 
 
 @functools.lru_cache(maxsize=4096)
 def is_secretive(value: str, evidence: Evidence) -> bool:
     """Tells whether a value is taken for a secret where it stands."""
+    if _COMMAND_LINE.match(value) or is_counting(value) or is_known_hash(value):
+        return False
     if "\\" in value or "&" in value:
         value = _ESCAPE.sub("", value)
     value = value.strip("\"'`").removeprefix('\\"').removesuffix("\\")
     if evidence == Evidence.ALONE and not _is_mixed(value):
         return False  # what most names fail by, and costs least
-    if "%2F" in value:
-        value = value.replace("%2F", "/")
+    if "%" in value and evidence != Evidence.PASSWORD:
+        value = _unquoted(value)
     if (
         len(value) < 5
         or len(value) > 4096
@@ -347,6 +356,15 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
             return True
         return len(value) >= 10 and share <= 0.5 and (digits > 0 or len(value) >= 16) and mean <= 3.5
     return share <= 0.3 and bits >= 3.2 and _is_mixed(value)
+
+
+def _unquoted(value: str) -> str:
+    """Returns what percent signs and digits stand for, twice quoted texts too, where that is ASCII."""
+    for _ in range(2):
+        plain = urllib.parse.unquote(value)
+        if plain.isascii() and plain.isprintable():
+            value = plain
+    return value
 
 
 def _is_mixed(value: str) -> bool:
