@@ -77,10 +77,10 @@ _DIGITS = re.compile(r"\d+")
 _LEAST_COUNTED = 16
 _HASH_LENGTHS = frozenset({32, 40, 56, 64, 96, 128})
 _HASHED = (
-    "", "password", "passw0rd", "secret", "test", "hello", "hello world", "Hello World", "Hello, World!", "world", "foo",
-    "bar", "foobar", "abc", "a", "admin", "user", "root", "guest", "example", "demo", "token", "key", "message", "data",
-    "1234", "12345", "123456", "1234567", "12345678", "123456789", "1234567890", "qwerty", "letmein", "changeme",
-    "default", "pass", "PASSWORD", "Password", "value", "string", "content", "The quick brown fox jumps over the lazy dog",
+    "", "password", "passw0rd", "secret", "test", "hello", "hello world", "Hello World", "Hello, World!", "world",
+    "foo", "bar", "foobar", "abc", "a", "admin", "user", "root", "guest", "example", "demo", "token", "key", "message",
+    "data", "1234", "12345", "123456", "1234567", "12345678", "123456789", "1234567890", "qwerty", "letmein",
+    "changeme", "default", "pass", "PASSWORD", "Password", "value", "string", "content",
 )  # fmt: skip
 _CLAIMS = re.compile(
     r"\.?eyJ[\w+/-]{4,8000}={0,2}\.?$|eyJ[\w+/-]{4,8000}\.eyJ[\w+/-]{4,8000}\.(?:[a-z]{1,8}[_-])?sig(?:nature)?$"
