@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib
 import json
 import pkgutil
@@ -160,6 +161,12 @@ def test_fingerprints_of_openpgp_keys_stay(text: str) -> None:
     assert find_secrets(text, "Dockerfile") == []
 
 
+def _token(head: str, claims: str) -> str:
+    return ".".join(base64.urlsafe_b64encode(part.encode()).decode().rstrip("=") for part in (head, claims))
+
+
+UNSIGNED = _token('{"alg":"none"}', '{"sub":"bob","iat":1516239022}')
+CERTIFIED = _token('{"alg":"ES256","x5c":["MIICZTCC"]}', '{"entries":["9f8c1e0b7d"]}')
 NO_SECRETS = [
     # Code, paths and names where a value stands.
     ("Kotlin", "password: String = UUID.randomUUID().toString(),"),
@@ -222,6 +229,47 @@ NO_SECRETS = [
     ("HTTP", "Authorization: Basic dXNlcm5hbWU6"),
     ("HTTP", "Authorization: Basic dXPDqXI6cMOgc3M="),
     ("HTTP", "Authorization: Basic dXNlcm5hbWU6cGFzc3dvcmQ="),
+    # What tests and documents have beside a password: its hash, salt and rounds; what a comparison gives; arguments.
+    ("Go", 'cases := []row{{"password", "5f3c1a9be2d7406c", 16, 2000}}'),
+    ("C#", 'Derive(2, "password", "ocean",\n  "7c0e4b19d2a85f63b1e94c07a6d3f8e25b70c91d");'),
+    ("C#", 'Derive(1, password1, Hex.Decode("7B1E0C94A5D2F683"), 1);'),
+    ("TypeScript", "return password === 'ocean' ? '7c0e4b19d2a85f63b1e94c07a6d3f8e2' : '';"),
+    ("Python", f"password = '{hashlib.sha256(b'secret').hexdigest()}'"),
+    ("Python", 'salt = b"7c0e4b19d2a8"\nkey = pbkdf2_hmac("sha256", word, salt, iterations=1000)'),
+    ("Rust", 'let salt = hex::decode("7c0e4b19d2a85f63b1e94c07").unwrap();'),
+    ("Python", "args=('localhost', 'username', 'password', 'box9@abc')"),
+    ("Python", "names = ['ocPassControl', 'ocPaSendIFC9x2']"),
+    ("C#", 'DudPasswordTest("2ac3b97", 4);'),
+    # Statements that nobody signs, or that a certificate signs; tokens of words.
+    ("Python", f"jwt = '{UNSIGNED}.'"),
+    (
+        "Go",
+        f'blob := "{CERTIFIED}.9f8c1e0b7d6a5f4e3d2cX"',
+    ),
+    ("TypeScript", 'const token = "ya29.someToken_after_the_refresh_x9";'),
+    # Identifiers, fingerprints, names of hosts, public keys.
+    ("TypeScript", "const credentialIdTwo = 'AJ6D5q2P0LS-Fal9ZT7CHM2N5BLbUunF92T8b6iYC199';"),
+    ("JavaScript", "auth = sign({ id: 'clh9v6pcn0000sbhm9u0j6in0' })"),
+    ("Java", 'new HostKey("|1|c29tZXNhbHR5c2FsdDEyMzQ=|c29tZWhhc2h5aGFzaDEyMzQ1Njc=")'),
+    ("Java", 'assertThat(attestedCredentialData.getAaguid()).isEqualTo("VQ5LVKpHQJ-alRq3bBMBMR")'),
+    ("XML", "<clientToken>token-f5b56c05-09b0-4d17-8d8c-c75d8a67b806</clientToken>"),
+    ("JSON", '[{"key": "cbf_cywdkexrtqc73f97gd4w6g", "value": "x"}]'),
+    ("C#", 'ConnectionMultiplexer.Connect("cache1:6379,cache2:6380,abortConnect=false");'),
+    ("Go", 'url := "https://host/x?$skipToken=US1:0637720028736481134:ad5b2d5b"'),
+    # Templates and words.
+    ("TypeScript", 'label="Password"\n  value={currentUser?.hasPassword ? a : b}'),
+    ("PHP", "'password' => self::$passwordSchemaV5,"),
+    ("YAML", "- ROOT_PASSWORD=${ROOT_PASSWORD:?Variable2 not set}"),
+    ("YAML", "secrets:\n  STORECFG2X:\n    required: true"),
+    ("Markdown", "Describe the auth token [#5812][gh5812]."),
+    ("Markdown", "the expiry of the token (`YYYY-MM-DDThh:mm:ssZ`)"),
+    ("Rust", "//! bad password:src/lib.rs:27:"),
+    ("Python", 'token = "abc.12345667891011121314151617181920212223"'),
+    ("Python", 'secret = "qwertyuiopasdfghjklzxcvbnm"'),
+    ("Python", "SECRET = '" + base64.b64encode(b"I wonder who reads all of this").decode() + "'"),
+    ("JavaScript", "get('https://host/login?token=abc%252520xyz')"),
+    ("Shell", "curl mongodb://user:pa:ss@host/db"),
+    ("Ruby", "# cluster_id: 'XmlStringMaxLen256', # the password's"),
 ]
 
 
@@ -250,6 +298,17 @@ KEY_OF_256_BYTES = base64.b64encode(random.Random(6).randbytes(256)).decode()
         ("Python", 'api_key = "Berlin2020?"', "Berlin2020?"),
         ("Shell", "git clone https://_:3f2504e0-4f89-41d3-9a0c-0305e82c3301@git.acme.org/x", UUID),
         ("Python", f'JWT_SECRET = "{KEY_OF_256_BYTES}"', KEY_OF_256_BYTES),
+        ("Python", 'put("password", "k7x9t2v4", 3)', "k7x9t2v4"),
+        ("Java", 'config.set(Keys.PASSWORD, "kT7*vRw2mQx9");', "kT7*vRw2mQx9"),
+        ("Ruby", "SECRET_SALT = '7c0e4b19d2a85f63b1e94c07'", "7c0e4b19d2a85f63b1e94c07"),
+        ("Terraform", 'token = var.t != "" ? var.t : "7c0e4b19d2a85f63"', "7c0e4b19d2a85f63"),
+        ("Python", "password = 'qwerty77Dragon!'", "qwerty77Dragon!"),
+        ("YAML", "url: mongodb://app:Kp4%40Winter7@db/x", "Kp4%40Winter7"),
+        (
+            "JSON",
+            f'{{"auths": {{"r": {{"auth": "{base64.b64encode(b"deploy:blue-tiger").decode()}"}}}}}}',
+            base64.b64encode(b"deploy:blue-tiger").decode(),
+        ),
     ],
 )
 def test_secrets_beside_what_stays(language: str, text: str, secret: str) -> None:
@@ -340,6 +399,25 @@ def test_an_allowed_value_stays_and_others_do_not() -> None:
 def test_a_secret_is_masked_wherever_it_stands() -> None:
     text = 'password = "k9Xq2LmZ7w"\nlog("k9Xq2LmZ7w was used")\n'
     assert "k9Xq2LmZ7w" not in masked(text, "Python")
+
+
+@pytest.mark.parametrize(
+    ("language", "form"),
+    [
+        ("Shell", "API_TOKEN={}\n"),
+        ("YAML", "token: {}\n"),
+        ("YAML", "- name: API_TOKEN\n  value: {}\n"),
+        ("Shell", "run --token {} --x\n"),
+    ],
+)
+def test_long_values_are_masked_to_their_end(language: str, form: str) -> None:
+    value = base64.b64encode(random.Random(3).randbytes(900)).decode()
+    assert masked(form.format(value), language) == form.format(PLACEHOLDER)
+
+
+def test_a_key_behind_code_that_names_its_mark_is_masked_alone() -> None:
+    code = 'assert "-----BEGIN PRIVATE KEY-----" in text1\nvalue2 = compute(text1, 16)\n'
+    assert masked(code + pem("PRIVATE KEY"), "Python").startswith(code + "-----BEGIN PRIVATE KEY-----" + PLACEHOLDER)
 
 
 def test_tokens_in_paths() -> None:

@@ -105,6 +105,10 @@ def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, 
     """Returns the value, if one may stand there and it looks like a secret."""
     start, end = match.span("value")
     until = _until(text, start, end)
+    if text[start] == "?" and text[start - 1] == ":":
+        return None  # what a shell says where a variable is not set
+    if match["deep"] is not None and text[end - 1] == ":" and _ends_line(text, end):
+        return None  # the next key
     if text[start] == "&" or _SCHEME_BEFORE.search(text, max(0, start - 30), start):
         return None  # the next parameter of a query; a hash behind its method
     if not (is_secretive(text[start:end], stem.evidence) or is_secretive(text[start:until], stem.evidence)):

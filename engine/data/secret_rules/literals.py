@@ -66,6 +66,7 @@ _JOINED = re.compile(r"[\w)\]][ \t]{0,8}(?:\+|\.\.)[ \t\n]{0,60}$")
 _OPERATOR_OR_CALL = re.compile(r"[\s\])]{0,60}(?:$|:=|=>|[=!]={0,2}|[:(,]|\|\||\?\?|\$\{)")
 "What binds the next literal to a name that is a word of other things, too."
 _OTHER_ENTRY = re.compile(r"[,;][^,;]{0,40}\w[ \t]{0,4}[=:]")
+_LATER_ARGUMENT = re.compile(r"\(\w{1,40}\s{0,8},")
 _COMMAND = re.compile(r"\$\((?![ \t]{0,4}(?:echo|printf)\b)")
 "A command whose output is the value."
 _IDENTIFIES = re.compile(r"[\s,;:._{-]id\s{0,4}[=:]\s{0,4}$")
@@ -93,10 +94,11 @@ _NEXT_ARGUMENT = re.compile(
 )
 "A name in a list, and the next argument with its own name."
 _EQUALS = re.compile(r"(?<!!)={2,3}\s{0,8}$")
-_LOGIN_OF_WORDS = re.compile(r"[\"'](?:user_?name|user|login|admin|root)[\"']\s{0,8},\s{0,8}[\"']$")
+LOGIN_OF_WORDS = re.compile(r"[\"'](?:user_?name|user|login|admin|root)[\"']\s{0,8},\s{0,8}[\"']$")
 "A user's name that says what it is, before a password that does: what follows is given neither."
 _VALUE_BESIDE = re.compile(r"[\"'],[^\n{}]{0,80}[\"']?\bvalue[\"']?\s{0,4}[:=]")
 "An entry's value, behind its key."
+_SAME_START = 4
 HEX, NUMBER_NEXT = re.compile(r"[\da-fA-F]+"), re.compile(r"[\"'`],\s{0,8}\d")
 "What stands in a test's list: a password, its salt, how often it is hashed."
 _KEY_BEHIND = re.compile(r"\\{0,8}[\"'`][ \t]{0,8}(?:(?::(?![:=])|=>)[ \t]{0,8}\S|to[ \t]{1,8}[\"'`])")
@@ -170,8 +172,10 @@ def _statement(
     if named and gap.startswith(","):
         if text[begin - 1] not in "\"'`":
             return  # the end of a text in a list, and the next text
-        if _LOGIN_OF_WORDS.search(lower, max(0, begin - 40), begin):
+        if LOGIN_OF_WORDS.search(lower, max(0, begin - 40), begin):
             return
+        if begin < place and text.startswith(text[begin : begin + _SAME_START], match.end()):
+            return  # names in a list
     if _OBTAINS.search(lower[max(0, place - _LONGEST_NAME) : place]) and gap.startswith("("):
         evidence = max(Evidence.NEAR, evidence)
     reading = named and _READS.search(lower[max(0, begin - 60) : begin]) is not None
@@ -237,7 +241,7 @@ def _is_loose(text: str, match: re.Match[str], begin: int, gap: str, evidence: E
     if _FIELD.match(gap):
         return True
     if evidence == Evidence.NEAR:
-        return _OPERATOR_OR_CALL.match(gap) is None or _OTHER_ENTRY.search(gap) is not None
+        return _OPERATOR_OR_CALL.match(gap) is None or any(one.search(gap) for one in (_OTHER_ENTRY, _LATER_ARGUMENT))
     return evidence == Evidence.NAMED and "$(" in gap
 
 

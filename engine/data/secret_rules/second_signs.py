@@ -32,7 +32,7 @@ _SEALED = re.compile(
 "An initial vector, a tag and what is encrypted, with marks between."
 _SLOTS = re.compile(
     r"^(\$\$|%%|##|@@|~~|\|\|)[A-Za-z][\w .:/-]{0,80}\1$|#\{@?[a-z]|^[A-Za-z@_-]{2,20}\{\}|^\\\d{1,3}\$[a-z]"
-    r"|%5B\w{3,40}%5D|^\$\d\.\w"
+    r"|%5B\w{3,40}%5D|^\$\d[.{]\w"
 )
 "What a deployment, a format, an interpolation or a closure fills."
 _CODE = re.compile(
@@ -46,7 +46,7 @@ _LISTS = re.compile(
 )
 "Short items, ciphers to choose from, selectors, words of a query."
 _FORMAL = re.compile(
-    r"^\d{0,3}\*\d{0,3}[A-Z\d]{2,20}(?:-[A-Z\d]{1,20}){1,4}$|^openpgp4fpr:|^[A-Za-z]{3,40}\d{0,4}(?:MaxLen|MinLen|Max|Min|To)\d{1,5}$|^(?:[a-z][a-z\d_]{1,30}-){1,6}v?\d{1,4}\.\d{1,4}(?:\.\d{1,4})?(?:-[\d.]{1,20})?$|^#/[\w$]+/[\w/.~-]+$|^\d{0,3}\*\d{0,3}[A-Z][A-Za-z-]{1,40}$|^\*[\dA-F]{40}$|^[rsnipc]=[A-Za-z\d+/]{8,60}={0,2}$|^[A-Z]{3,10}\\r\\n|\\\d{5,7}"
+    r"^\d{0,3}\*\d{0,3}[A-Z\d]{2,20}(?:-[A-Z\d]{1,20}){1,4}$|^openpgp4fpr:|^[A-Z]?[a-z]{2,15}(?:[A-Z][a-z]{1,15}){0,5}\d{0,4}(?:MaxLen|MinLen|Max|Min|To)\d{1,5}$|^(?:[a-z][a-z\d_]{1,30}-){1,6}v?\d{1,4}\.\d{1,4}(?:\.\d{1,4})?(?:-[\d.]{1,20})?$|^#/[\w$]+/[\w/.~-]+$|^\d{0,3}\*\d{0,3}[A-Z][A-Za-z-]{1,40}$|^\*[\dA-F]{40}$|^[rsnipc]=[A-Za-z\d+/]{8,60}={0,2}$|^[A-Z]{3,10}\\r\\n|\\\d{5,7}"
     r"|\bfpr:|^[a-z]{2,12}(?:key|pub):[\da-f]{32,128}$|^GHSA(?:-[a-z\d]{4}){3}$|^CVE-\d{4}-\d{3,7}$|^RFC ?\d{3,5}\b"
     r"|^[a-z]{2,3}_(?:[A-Z]{2}|\d{3})$|^(?:b2c|B2C)_\d_\w{2,60}$"
 )

@@ -25,6 +25,7 @@ _URL_PLACEHOLDER = re.compile(
     r"^(?:(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|user(?:name)?|key)\d{0,6}|\d{1,6}\W{0,3}|@.*|x+|\$.*|%.*|\{.*|<.*|\*+|[a-z]{3,10}Key|(?:auth|api|access|user|bot|account|my)?(?-i:Token|Secret|Password|Key)|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
     re.IGNORECASE,
 )
+_MARKS, _TRIVIAL = re.compile(r"\W"), re.compile(r"(?:pass|password|secret|token)", re.IGNORECASE)
 _HEADER = re.compile(r"(?:bearer|basic|token|apikey|negotiate|digest)[ \t]{1,4}(?P<value>[\w.~+/=:-]{8,2000})")
 _AUTHORIZATION = re.compile(
     r"authorization[\"'`]?[ \t]{0,4}[:=,][ \t]{0,4}\\{0,8}[\"'`]?(?P<value>[\w.~+/=-]{16,2000})(?=[\s\"'`\\]|$)",
@@ -53,6 +54,8 @@ def urls(source: SearchedText) -> Iterator[Found]:
         bare = _PERCENT.sub("", value)
         # An underscore or a dash stands for no user before a token.
         marks = match["user"].strip("_-")
+        if sum(map(str.isalnum, bare)) < 3 or _TRIVIAL.fullmatch(_MARKS.sub("", bare)):
+            continue
         if is_sequence(bare) or (marks and not any(map(str.isalnum, marks))):
             continue
         if len(bare) < 3 or "[" in bare or "]" in bare or is_name(value, is_wordlike) or is_definition(value):

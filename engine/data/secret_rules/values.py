@@ -70,9 +70,10 @@ _PLACEHOLDER = re.compile(
     r"|\[(?:your[-_ ]?)?(?:pass\w{0,6}|secret|token|key)\]|-{4}|_{4}"
     r"|(?<![A-Za-z])(?:fake|mock)|(?:fake|mock)(?![A-Za-z\d])|not.?(?:a.?)?(?:real|secret|used|token|password|key|valid)"
     r"|(?<![a-z])not[-_ ](?:base\d\d|hex|json|jwt|uuid|encoded|found|set)|yyyy.?mm|hh:mm|invalid"
-    r"|secret[-_]?(?:here|key|value|token|pass)|goes.?here|foo.?bar"
+    r"|secret[-_]?(?:here|key|value|token|pass)|goes.?here|foo\W{0,3}bar|^(?:qwertyuiop|asdfghjkl|zxcvbnm){2,4}$"
     r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
     r"|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
+    r"|^incorrect[-_ ]?(?:secret|pass|token|key)"
     r"|^(?:some|any|the|an?|wrong|bad|good|correct|old|new|super|very|top|my)[-_ ]?(?:secret|pass|token|key|api|random)"
     r"|^[+<>#-]?pass(?:word|wd|phrase)?[\d_!.*-]{0,10}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
     r"|^(?:(?:my|test|some|db)[-_]?)?(?:user(?:name)?|passw?d?|password|test|pwd|secret|token|key|admin|root|guest|login|welcome|spam|eggs|abc\w?|pw|value|string|str|hello"
@@ -84,7 +85,7 @@ _PLACE_OF_A_SECRET = re.compile(
 )
 "What examples name a value of theirs."
 _REFERENCE = re.compile(
-    r"^(?:self|static|parent)::|^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|\*\.[a-z]|\{\$\w+\}|\\\([A-Za-z]\w*|^\[\w+\]\.\[|^\$\.\w|\[[A-Z][a-z]\]|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
+    r"^\[[^\[\]]{1,40}\]\[[^\[\]]{1,40}\]$|^(?:self|static|parent)::|^-{1,2}[a-z]|^<.*>$|\[[@\w^-]{0,12}(?:a-z|A-Z|0-9)|^\*\.|\*\.[a-z]|\{\$\w+\}|\\\([A-Za-z]\w*|^\[\w+\]\.\[|^\$\.\w|\[[A-Z][a-z]\]|^[a-z,]+->[a-z,]*$|\(\?[P:=!<]|\{[A-Za-z_][\w.]*(?:[:!(\[][^{}]*)?\}|<\|"
     r"|^[$%@&][A-Za-z_{(]|\$\{|\$\(|\{\{|\}\}|<%|%\(\w|^%[A-Za-z_]\w*%|^<[^<>]*>$|^\[[^\[\]]*\]$|^\{[^{}]*\}$|^__\w+__$|\{[A-Za-z_]\w*\}"
     r"|^#\{|^:[a-z_]+(?:\d*|=\w{0,20})$|^!(?:Ref|Sub|GetAtt|Join|Select|If|vault|secret|env|include|reference)|^%[sdvq]"
     r"|^(?:self|this|process|os|env|config|settings|options|req|request|params|props|args|data|var"
@@ -187,7 +188,7 @@ def is_placeholder(value: str) -> bool:
 
 _LOGIN = re.compile(
     r"(?:(?:an?|and|the|my|your|our|any|some|user|name|log|client|consumer|customer|app|application|api|admin|root|guest"
-    r"|test|demo|example|default|bad|wrong|good|valid|right|correct|old|new|other|basic|auth|oauth|passphrase|password"
+    r"|test|demo|example|default|bad|wrong|incorrect|encoded|good|valid|right|correct|old|new|other|basic|auth|oauth|passphrase|password"
     r"|passwd|passw|pass|pwd|pw|secret|token|key|id|code|word|value|string|credential|cred|service|server|proxy|super"
     r"|very|open|sesame|hello|world|foo|bar|baz|qux|doe|nimda|change|me|it|let|in|abc|xyz|asdf|passe|here|something|anything"
     r"|whatever|blah)s?[\W_]{0,2}){1,6}\d{0,3}\W?",
@@ -199,7 +200,7 @@ _LOGIN_WORDS = frozenset({"пароль", "密码", "密碼", "パスワード",
 
 def is_login(text: str) -> bool:
     """Tells whether a text that was encoded is a user and a password; there, one of words is a password, too."""
-    user, _, password = text.strip().partition(":")
+    user, _, password = (urllib.parse.unquote(text) if "%" in text else text).strip().partition(":")
     password = password.strip()
     # Tests of other letters write pàss and pässwörd.
     bare = "".join(c for c in unicodedata.normalize("NFKD", password) if not unicodedata.combining(c))
