@@ -57,7 +57,15 @@ def test_every_package_is_pinned_and_permissive_and_some_are_held_out():
     for one in PACKAGES:
         assert re.fullmatch(r"[0-9a-f]{64}", one.sha256)
         assert set(one.licence.replace(" OR ", " AND ").split(" AND ")) <= corpus.PERMISSIVE | set(corpus.REVIEWED)
-    assert {one.name for one in PACKAGES if one.held_out} == {"click", "jinja2", "mcp", "networkx", "openai-agents", "rich", "textual"}
+    assert {one.name for one in PACKAGES if one.held_out} == {
+        "click",
+        "jinja2",
+        "mcp",
+        "networkx",
+        "openai-agents",
+        "rich",
+        "textual",
+    }
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,8 @@ def _is_alone(model: PreTrainedModel, decoder: nn.Module, last: nn.Module) -> bo
 
 def _linear(head: nn.Module) -> nn.Linear:
     """Returns the linear layer of a head; PEFT wraps one that is tied to an embedding with trained rows."""
-    found: nn.Linear = getattr(head, "original_module", head)  # type: ignore[assignment]
+    wrapper: Any = head
+    found: nn.Linear = getattr(wrapper, "original_module", wrapper)
     return found
 
 

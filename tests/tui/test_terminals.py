@@ -174,4 +174,4 @@ def test_a_locale_without_unicode_keeps_the_layout(open_wizard):
     assert "\\u" not in screen
     first = screen.splitlines()[0].split()
     assert first[::2] == ["?"] * 8
-    assert first[1::2] == "Project Hardware Tier Options Data Review Train Result".split()
+    assert first[1::2] == ["Project", "Hardware", "Tier", "Options", "Data", "Review", "Train", "Result"]
