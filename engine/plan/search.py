@@ -190,17 +190,23 @@ def fastest(candidates: Iterable[Candidate]) -> Candidate:
     Within a precision nothing weighs against speed but what wears a disk out, and that by WORN_DISK at most, so that
     more memory, a disk or a faster GPU do not lead to a slower plan.
     """
+    every = list(candidates)
     by_precision: dict[bool, list[Candidate]] = {}
-    for candidate in candidates:
+    for candidate in every:
         by_precision.setdefault(in_4_bits(candidate.layout.weights), []).append(candidate)
     best = [_sparing(alike) for alike in by_precision.values()]
 
     def price(candidate: Candidate) -> float:
         weights = candidate.layout.weights
-        factor = FOUR_BIT_WEIGHTS if in_4_bits(weights) else 1.0
-        return candidate.seconds * factor * (STREAMED_WEIGHTS if streams(weights) else 1.0)
+        if in_4_bits(weights):  # on the GPU or not: streamed, they fill a quarter of the RAM
+            return candidate.seconds * FOUR_BIT_WEIGHTS
+        return candidate.seconds * (FOUR_BIT_WEIGHTS * STREAMED_WEIGHTS if streams(weights) else 1.0)
 
-    return min(best, key=price)
+    chosen = min(best, key=price)
+    if chosen.writes_disk:  # for the sake of the model's own weights, no disk is worn by the slower plan
+        dry = [candidate for candidate in every if not candidate.writes_disk and candidate.seconds <= chosen.seconds]
+        return fastest(dry) if dry else chosen
+    return chosen
 
 
 def _sparing(candidates: Sequence[Candidate]) -> Candidate:
