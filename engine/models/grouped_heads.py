@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import product
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 from engine import errors
 from engine.models.layer_settings import values_of_layers
 from engine.models.layers import decoder_layers
+
+_POOLED = ("k_proj", "v_proj")
 
 
 def pool_key_value_heads(model: Any, kv_heads: int) -> None:
@@ -33,18 +37,38 @@ def pool_key_value_heads(model: Any, kv_heads: int) -> None:
             f"{present} key heads for {heads} query heads cannot be pooled to {kv_heads}",
             "a model with as many of both, and a divisor of them",
         )
-    for layer in decoder_layers(model):
-        attention = layer.self_attn
-        for name in ("k_proj", "v_proj"):
-            projection = getattr(attention, name, None)
-            if type(projection) is not nn.Linear:
-                raise _refusal(config, f"its layers have no unquantised {name}", "a model with one, in 16 bits")
-            setattr(attention, name, _pooled(projection, heads, kv_heads))
+    layers: list[Any] = [getattr(layer, "self_attn", None) for layer in decoder_layers(model)]
+    if None in layers:
+        raise _refusal(config, "not all of its layers have a self_attn", "a model with one in every layer")
+    for attention, name in product(layers, _POOLED):
+        if type(getattr(attention, name, None)) is not nn.Linear:
+            raise _refusal(config, f"its layers have no unquantised {name}", "a model with one, in 16 bits")
+    _refuse_other_shapes(model, kv_heads)
+    for attention in layers:
+        for name in _POOLED:
+            setattr(attention, name, _pooled(getattr(attention, name), heads, kv_heads))
         for name in ("num_key_value_heads", "num_kv_heads"):
             if hasattr(attention, name):
                 setattr(attention, name, kv_heads)
         attention.num_key_value_groups = heads // kv_heads
     config.num_key_value_heads = kv_heads
+
+
+def _refuse_other_shapes(model: Any, kv_heads: int) -> None:
+    """Refuses attention that has more than its projections by key head, such as OLMo 2's norm of all keys together.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    config = copy.deepcopy(model.config)
+    config.num_key_value_heads = kv_heads
+    with torch.device("meta"):
+        pooled = type(model)(config)
+    for layer, wanted in zip(decoder_layers(model), decoder_layers(pooled), strict=True):
+        shapes = {name: weight.shape for name, weight in wanted.self_attn.named_parameters()}
+        for name, weight in layer.self_attn.named_parameters():
+            if name.partition(".")[0] not in _POOLED and shapes.pop(name, None) != weight.shape:
+                raise _refusal(config, f"its {name} has weights for each key head", "a model without them")
 
 
 def _refusal(config: Any, problem: str, supported: str) -> errors.EliteError:
