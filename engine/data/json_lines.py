@@ -10,7 +10,7 @@ from engine.data.messages import kind_of
 
 
 class Repeated:
-    """Stands for an object that names a field twice, in itself or within: only one of the two would be read."""
+    """Stands for an object that gives a field two texts, lists or objects, in itself or within: one would be lost."""
 
     def __init__(self, name: str) -> None:
         self.problem = f"it names {name!r:.60} twice"
@@ -21,7 +21,7 @@ class RepeatedError(ValueError):
 
 
 class RowDecoder(json.JSONDecoder):
-    """Reads JSON, and returns `Repeated` in place of a value with an object that names a field twice."""
+    """Reads JSON: of a field that is given twice the last value, or `Repeated` in place of all where text is lost."""
 
     def __init__(self) -> None:
         super().__init__(object_pairs_hook=self._object)
@@ -36,8 +36,9 @@ class RowDecoder(json.JSONDecoder):
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs) and self._repeated is None:
-            names = [name for name, _ in pairs]
-            self._repeated = Repeated(next(name for name in names if names.count(name) > 1))
+            lost = (name for name, value in pairs if isinstance(value, (str, list, dict)) and value != found[name])
+            name = next(lost, None)
+            self._repeated = None if name is None else Repeated(name)
         return found
 
 

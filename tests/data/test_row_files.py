@@ -101,7 +101,11 @@ def test_a_name_that_does_not_tell_the_content_is_refused(tmp_path: Path, name: 
         list(open_data_set(tmp_path / name, "").rows())
 
 
-TWICE = ['{"text": "a", "text": "b"}', '{"text": "a", "x": {"y": 1, "y": 2}}', '{"text": "a", "x": [{"y": 1, "y": 2}]}']
+TWICE = [
+    '{"text": "a", "text": "b"}',
+    '{"text": "a", "x": {"y": "c", "y": "d"}}',
+    '{"text": "a", "x": [{"y": ["c"], "y": []}]}',
+]
 
 
 @pytest.mark.parametrize("twice", TWICE)
@@ -119,3 +123,9 @@ def test_a_row_that_names_a_field_twice_is_counted_as_other_readers_refuse_it(
     repeated = "y" if "y" in twice else "text"
     assert data_set.examples["not a row"] == [f"{tmp_path / name}, row 2: it names {repeated!r} twice"]
     data_set.close()
+
+
+@pytest.mark.parametrize("first", ['"a"', "5", "null", "true"])
+def test_of_a_field_that_is_given_twice_the_last_is_read_where_no_text_is_lost(tmp_path: Path, first: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"text": {first}, "text": "a"}}\n')
+    assert texts(tmp_path / "a.jsonl") == ["a"]
