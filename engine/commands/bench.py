@@ -18,7 +18,7 @@ from engine.commands.quiet_libraries import libraries_logged
 from engine.errors import StreamPlanError, one_line
 from engine.launch.recipe_import import collector_at_rest
 from engine.plan.stream_plan import StreamPlan, base_weights
-from engine.quantities import format_bytes, format_timing
+from engine.quantities import counted, format_bytes, format_timing
 
 _PACKING_CONTEXTS = (1024, 2048, 4096, 8192)
 
@@ -158,12 +158,16 @@ def _print(args: argparse.Namespace, measured: dict[str, Any], describe: Callabl
         Console(soft_wrap=True).print(describe(measured), markup=False, highlight=False)
 
 
-def _run_streaming(args: argparse.Namespace, _: Tell) -> Report:
+def _run_streaming(args: argparse.Namespace, notify: Tell) -> Report:
     from engine.models.catalogue import find_model
 
     spec = find_model(args.model or "qwen2.5-coder-0.5b")
     context = (args.context or [131_072])[-1]
     chosen = _plan_fields(args.plan)
+    if args.layers is not None and args.layers > spec.layers:
+        raise errors.USAGE_INVALID(
+            problem=f"argument --layers: {spec.name} has {counted(spec.layers, 'layer')}", command="engine bench"
+        )
 
     with collector_at_rest():
         from engine.benchmarking.streaming import measure_floors, measure_step
@@ -177,6 +181,7 @@ def _run_streaming(args: argparse.Namespace, _: Tell) -> Report:
     if not args.spill.is_dir():
         raise errors.FILE_UNWRITABLE(path=args.spill, problem="it is not a folder", option="--spill")
     plan = _plan(chosen, nf4=placement.precision == "nf4")
+    notify(f"{spec.name}, {context:,} tokens on {placement.device}: {counted(args.repeats, 'step')}")
     try:
         measured = measure_step(
             spec,
@@ -193,6 +198,7 @@ def _run_streaming(args: argparse.Namespace, _: Tell) -> Report:
     except StreamPlanError as error:
         raise errors.PLAN_INVALID(text=" ".join(args.plan), problem=error) from error
     if not args.no_floor:
+        notify("attention and matrix products alone")
         measured |= measure_floors(spec, context, measured, placement)
     return functools.partial(_print, args, measured, _describe)
 

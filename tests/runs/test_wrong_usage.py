@@ -29,6 +29,7 @@ WRONG = [
         "--temperature: 99 is not a number at least 0 and at",
     ),
     (["generate", "demo", "--prompt", "x", "--top-p", "warp"], "--top-p: warp is not a number above 0 and at most 1"),
+    (["bench", "streaming", "--model", "demo", "--layers", "99"], "--layers: demo has "),
     (["trian"], "unknown command trian (did you mean train?)"),
     (["stop"], "required: RUN"),
     ([], "required: COMMAND"),
