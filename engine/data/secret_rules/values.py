@@ -280,7 +280,7 @@ _ESCAPE = re.compile(r"&#?\w{1,8};|\\{1,8}(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0
 @functools.lru_cache(maxsize=4096)
 def is_secretive(value: str, evidence: Evidence) -> bool:
     """Tells whether a value is taken for a secret where it stands."""
-    if _COMMAND_LINE.match(value) or is_counting(value) or is_known_hash(value):
+    if _COMMAND_LINE.match(value):
         return False
     if "\\" in value or "&" in value:
         value = _ESCAPE.sub("", value)
@@ -296,6 +296,8 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
         or is_digest(value)
         or _is_other_thing(value, evidence)
         or _UNIT.search(value.strip("\\()[]"))
+        or is_counting(value)
+        or is_known_hash(value)
     ):
         return False
     if sum(ord(c) > 0x24F for c in value) * 2 > len(value):
