@@ -300,6 +300,7 @@ KEY_OF_256_BYTES = base64.b64encode(random.Random(6).randbytes(256)).decode()
         ("Python", f'JWT_SECRET = "{KEY_OF_256_BYTES}"', KEY_OF_256_BYTES),
         ("Python", 'put("password", "k7x9t2v4", 3)', "k7x9t2v4"),
         ("Java", 'config.set(Keys.PASSWORD, "kT7*vRw2mQx9");', "kT7*vRw2mQx9"),
+        ("C", 'if (strcmp(password, "kT7*vRw2mQx9") == 0) return 1;', "kT7*vRw2mQx9"),
         ("Ruby", "SECRET_SALT = '7c0e4b19d2a85f63b1e94c07'", "7c0e4b19d2a85f63b1e94c07"),
         ("Terraform", 'token = var.t != "" ? var.t : "7c0e4b19d2a85f63"', "7c0e4b19d2a85f63"),
         ("Python", "password = 'qwerty77Dragon!'", "qwerty77Dragon!"),

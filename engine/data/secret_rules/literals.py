@@ -167,8 +167,8 @@ def _statement(
         return
     begin = name_start(text, place)
     name = text[begin : match.end("tail")]
-    if not named and gap.startswith(",") and name[:1].islower() and "." not in name:
-        return  # a variable, and the next argument
+    if not named and gap.startswith(",") and "(" in gap and name[:1].islower() and "." not in name:
+        return  # a variable, and a call as the next argument
     if named and gap.startswith(","):
         if text[begin - 1] not in "\"'`":
             return  # the end of a text in a list, and the next text
