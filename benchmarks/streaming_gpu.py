@@ -36,12 +36,14 @@ def run(case: dict, pipe) -> None:
     from engine.benchmarking import streaming
     from engine.config import LoraSection
     from engine.errors import EliteError
+    from engine.hardware.tuning import tune_memory
     from engine.models.catalogue import find_model
     from engine.models.placement import choose_placement
     from engine.plan.stream_plan import StreamPlan, base_weights
 
     try:
         placement = choose_placement("cuda", case.get("precision", "bf16"))
+        tune_memory(placement.device)  # as a training run does
         spec = dataclasses.replace(find_model(case["model"]), **case.get("shape", {}))
         fields = dict(case.get("plan", {}))
         machine = machine_of(case)
