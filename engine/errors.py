@@ -414,7 +414,7 @@ REPLAY_UNAVAILABLE = _declare(
 SAMPLING_INVALID = _declare(
     "sampling-invalid",
     "{problem}",
-    "--max-tokens is at least 1, --temperature 0 to 10, --top-p above 0 and at most 1, --seed at least 0",
+    "tokens are at least 1, temperature 0 to 10, top-p above 0 and at most 1, seed at least 0",
 )
 FILL_UNAVAILABLE = _declare(
     "fill-unavailable",

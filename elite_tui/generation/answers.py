@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,7 +94,8 @@ class Generation:
                 self.status = "ready" if last or answer.stopped else "writing"
 
 
-_TYPES = {"max_tokens": int, "temperature": float, "top_p": float, "seed": int}
+_LABELS = {"max_tokens": "tokens", "temperature": "temperature", "top_p": "top-p", "seed": "seed"}
+"""Settings, as the screen calls them."""
 
 
 def request_of(state: Generation) -> dict[str, Any]:
@@ -103,14 +104,27 @@ def request_of(state: Generation) -> dict[str, Any]:
     Raises:
         EliteError: SAMPLING_INVALID.
     """
+    from argparse import ArgumentTypeError
+
     import msgspec
 
     from engine import errors
+    from engine.commands.option_values import number, whole_number
     from engine.generation.request import TextRequest
 
+    kinds: dict[str, Callable[[str], float]] = {
+        "max_tokens": whole_number(1, 1_000_000),
+        "temperature": number(least=0, most=10),
+        "top_p": number(above=0, most=1),
+        "seed": whole_number(0, 2**63 - 1),
+    }
     values: dict[str, Any] = {"prompt": state.prompt, "path": state.path, "suffix": state.suffix, "sides": state.sides}
     try:
-        values |= {name: kind(state.settings[name].strip() or DEFAULTS[name]) for name, kind in _TYPES.items()}
+        for name, kind in kinds.items():
+            try:
+                values[name] = kind(state.settings[name].strip() or DEFAULTS[name])
+            except ArgumentTypeError as error:
+                raise errors.SAMPLING_INVALID(problem=f"{_LABELS[name]}: {error}") from error
         msgspec.convert(values, TextRequest)
     except (ValueError, msgspec.ValidationError) as error:
         raise errors.SAMPLING_INVALID(problem=error) from error
