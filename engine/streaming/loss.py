@@ -204,7 +204,7 @@ def _fused_whole_piece(
 
     def seen(tensor: Tensor) -> Tensor:
         saved.add(tensor.untyped_storage().data_ptr())
-        return tensor
+        return tensor.detach()  # with its graph, a result would keep itself alive if no backward pass follows (an OOM)
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
         logits = head(leaf)

@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 
 CHILD = """
 import itertools
+import weakref
 
 import torch
 from torch import nn
@@ -69,6 +70,20 @@ for after, smoothing, given in itertools.product(AFTER.values(), (0.0, 0.1), (No
     for found, expected in zip(run(head, True, smoothing, given), run(head, False, smoothing, given), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-6)
     assert torch.equal(head.weight, kept)
+
+
+def fails(*_):
+    raise torch.OutOfMemoryError
+
+
+kept = []
+loss._gradient_over_logits = fails
+head = Whole(lambda x: kept.append(torch.tanh(x)) or kept[-1] * 3.0)
+try:
+    run(head, True, 0.0, None)
+except torch.OutOfMemoryError:
+    kept = [weakref.ref(tensor) for tensor in kept]
+assert [tensor() for tensor in kept] == [None], "memory ran out, and the head's results stay"
 """
 
 
