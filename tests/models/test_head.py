@@ -87,6 +87,17 @@ def test_logits_that_change_after_the_last_layer_are_the_models_own(family, chan
         assert (one - other).norm() <= 1e-5 * other.norm()
 
 
+def test_a_head_has_the_weights_between_the_decoder_and_the_last_layer():
+    """Whoever asks whether a head is trained, as the streamed loss does, sees a layer that stands before the last one."""
+    model = _model("modernbert-decoder", pad_token_id=0, layer_types=None)
+    decoder, head = split_head(model)
+    assert not {id(p) for p in decoder.parameters()} & {id(p) for p in (model.lm_head.dense.weight,)}
+    assert {id(p) for part in (decoder, head) for p in part.parameters()} == {id(p) for p in model.parameters()}
+    model.requires_grad_(False)
+    model.lm_head.dense.requires_grad_(True)
+    assert any(p.requires_grad for p in head.parameters())
+
+
 @torch.no_grad()
 def _logits_change_after_the_last_layer(model):
     model.eval()
