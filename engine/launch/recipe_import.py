@@ -16,6 +16,8 @@ LOADING = "loading the libraries"
 
 _COMPILES_ITS_FUNCTIONS = "bitsandbytes"
 """Passes a dozen functions for the CPU to torch.compile while it is imported, which imports torch's whole compiler."""
+_DEFERS = "defers_compiling"
+"""Attribute of what stands in for torch.compile. A second one around the first would be left behind by it."""
 
 
 def import_function(name: str) -> Callable[..., Any]:
@@ -57,8 +59,10 @@ class _CompileLater:
 
     def find_spec(self, name: str, *_: Any) -> None:
         """See importlib.abc.MetaPathFinder."""
-        if name == _COMPILES_ITS_FUNCTIONS and self._compile is None:
-            torch: Any = importlib.import_module("torch")
+        if name != _COMPILES_ITS_FUNCTIONS or self._compile is not None:
+            return
+        torch: Any = importlib.import_module("torch")
+        if not hasattr(torch.compile, _DEFERS):  # by a context around this one, or in another thread
             self._compile = torch.compile
             torch.compile = deferred(torch.compile)
 
@@ -86,4 +90,5 @@ def deferred(compiler: Callable[..., Any]) -> Callable[..., Any]:
 
         return call
 
+    setattr(defer, _DEFERS, True)
     return defer

@@ -58,6 +58,23 @@ print(torch.compile(lambda x: 2 * x, backend="eager")(torch.ones(1)).item())
 """
 
 
+NESTED = """
+import torch
+from engine.launch.recipe_import import collector_at_rest
+before = torch.compile
+with collector_at_rest():
+    with collector_at_rest():
+        import bitsandbytes
+        assert torch.compile is not before
+    assert torch.compile is before
+assert torch.compile is before
+"""
+
+
+def test_contexts_within_each_other_leave_torchs_compiler_as_it_was():
+    subprocess.run([sys.executable, "-c", NESTED], check=True)
+
+
 def test_importing_bitsandbytes_does_not_import_the_compiler():
     done = subprocess.run([sys.executable, "-c", IMPORTS], text=True, capture_output=True, check=True)
     assert done.stdout.splitlines() == ["True compile False", "2.0"]
