@@ -133,7 +133,7 @@ def _phase_line(run: OpenRun, now: float, width: int) -> Content:
     promised = run.planned.phases.get(view.phase) if run.planned is not None else None
     words = f"{duration_in_words(spent)}" + (f" of about {duration_in_words(promised)}" if promised else " so far")
     tails = [words]
-    if view.part_began is not None and view.part_began > began:
+    if view.phase_detail and view.part_began is not None and view.part_began > began:
         part = f"{printable(view.phase_detail)} {duration_in_words(max(0.0, now - view.part_began))}"
         tails = [f"{part} · {words}", part, words]
     return _bar_line(view.phase, min(1.0, spent / promised) if promised else None, tails, width, "$secondary")

@@ -207,6 +207,8 @@ class RunView:
         phase = printable(event.phase)
         if self.phase_began is None or phase != self.phase or event.begins_attempt:
             self.phase_began = envelope.time
+        if event.begins_attempt:  # the one before may have been killed while it was paused
+            self.paused = False
         self.phase, self.phase_detail, self.part_began = phase, event.detail, envelope.time
         self._leave_stage()
         self.eta.begin(envelope.time)

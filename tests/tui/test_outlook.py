@@ -11,7 +11,7 @@ from elite_tui.runs.open_runs import OpenRun
 from elite_tui.runs.panels import figures, progress_lines, projected_perplexity
 from elite_tui.runs.remaining import remaining
 from elite_tui.runs.view import RunView
-from engine.protocol import Envelope, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.protocol import CommandAcked, Envelope, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
 from tests.tui.recording import FOLDER, RUN_ID, START
 
 
@@ -100,6 +100,24 @@ def test_the_parts_of_a_phase_have_their_own_time_and_share_that_of_the_plan():
     at(210.0, PhaseChanged(phase="data", detail="reading the repositories"), view=view)
     assert "3.0s of about 10s" in progress_lines(run, 120, 213.0)[-1].plain
     assert "reading" not in progress_lines(run, 120, 213.0)[-1].plain
+
+
+def test_a_start_after_a_kill_while_paused_is_no_pause():
+    pause = CommandAcked(command_id="1", command="Pause", accepted=True)
+    view = at(100.0, PhaseChanged(phase="starting"), STARTED, PhaseChanged(phase="training"), pause)
+    assert view.state == "paused"
+    at(900.0, PhaseChanged(phase="starting"), view=view)
+    at(901.0, PhaseChanged(phase="starting", detail="loading the libraries"), view=view)
+    assert view.state == "starting"
+    run = OpenRun(key="k", path=FOLDER, view=view, planned=PROMISED)
+    assert "loading the libraries 2.0s · 3.0s of about 5.0s" in progress_lines(run, 120, 903.0)[-1].plain
+
+
+def test_a_phase_that_is_entered_twice_without_a_detail_has_no_part():
+    view = at(100.0, PhaseChanged(phase="evaluation"))
+    at(104.0, PhaseChanged(phase="evaluation"), view=view)
+    run = OpenRun(key="k", path=FOLDER, view=view, planned=None)
+    assert progress_lines(run, 120, 106.0)[-1].plain.endswith("   6.0s so far")
 
 
 def test_what_the_first_step_takes_besides_is_ahead_until_it_was_taken():
