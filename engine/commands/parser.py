@@ -32,23 +32,34 @@ class CommandParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
         """Parses, and names the options nearest to those that the command does not know."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+        words = list(sys.argv[1:] if args is None else args)
+        parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            parser = self.commands.get(getattr(parsed, "command", None) or "", self)
-            parser.refuse(unknown)
+            name = getattr(parsed, "command", None) or ""
+            parser = self.commands.get(name, self)
+            parser._as_json = self._as_json  # of all words, those before the command too
+            parser.refuse(unknown, before=words[: words.index(name)] if name in words else ())
         return parsed
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See argparse."""
         words = list(sys.argv[1:] if args is None else args)
-        self._as_json = "--json" in words[: words.index("--")] if "--" in words else "--json" in words
+        options = words[: words.index("--")] if "--" in words else words
+        self._as_json = any(len(word) > len("--") and "--json".startswith(word) for word in options)  # or its beginning
         return super().parse_known_args(words, namespace)
 
-    def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Ends with the words that mean nothing here, and what the first of them may have meant."""
+    def refuse(self, unknown: Sequence[str], before: Sequence[str] = ()) -> NoReturn:
+        """Ends with the words that mean nothing here, and what the first of them may have meant.
+
+        Args:
+            unknown: The words.
+            before: Words that stand before the command.
+        """
         options = [option for action in self._actions for option in action.option_strings]
         first = unknown[0].partition("=")[0]
         near = nearest(first, options) if first.startswith("-") else ""
+        if unknown[0] in before and first in options:
+            near = f" ({first} follows the command)"
         self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
 
     def error(self, message: str) -> NoReturn:

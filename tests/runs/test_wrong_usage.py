@@ -30,6 +30,7 @@ WRONG = [
     ),
     (["generate", "demo", "--prompt", "x", "--top-p", "warp"], "--top-p: warp is not a number above 0 and at most 1"),
     (["bench", "streaming", "--model", "demo", "--layers", "99"], "--layers: demo has "),
+    (["--json", "plan"], "unrecognized arguments: --json (--json follows the command)"),
     (["trian"], "unknown command trian (did you mean train?)"),
     (["stop"], "required: RUN"),
     ([], "required: COMMAND"),
@@ -52,8 +53,12 @@ def test_wrong_usage_is_one_line(words, said):
     assert "_" not in done.stderr.partition(";")[0].replace(said, "")  # no name of a function
 
 
-def test_wrong_usage_is_json_after_json():
-    done = engine("plan", "--json", "--tier", "99")
+@pytest.mark.parametrize(
+    "words",
+    [["plan", "--json", "--tier", "99"], ["plan", "--tier", "99", "--js"], ["--json", "plan"], ["plan", "--jso", "x"]],
+)
+def test_wrong_usage_is_json_after_json(words):
+    done = engine(*words)
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"] == "usage-invalid"
 
