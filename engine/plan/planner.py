@@ -32,8 +32,6 @@ from engine.plan.transfers import weights_moved
 from engine.plan.workload import Workload
 from engine.quantities import format_bytes, format_seconds
 
-FAR = 8
-"Times of its trained context from which a model is warned about."
 SMALL_CONTEXTS = (512, 1024, 2048)
 "Contexts below tier 1, for machines that cannot do tier 1."
 
@@ -267,14 +265,18 @@ def _moved(planning: PlanRequest, context: int, layout: StepLayout) -> int:
 
 
 def _trained_context(spec: ModelSpec, context: int) -> str:
-    """Returns the warning of a context far beyond the model's trained one (`max_position_embeddings`)."""
-    times = context / spec.max_context
-    if times < FAR:
+    """Returns the warning of a context beyond the model's trained one (`max_position_embeddings`)."""
+    if context <= spec.max_context:
         return ""
+    times = context / spec.max_context
     return (
-        f"{spec.name} was trained on {spec.max_context:,} tokens, and {context:,} are {times:,.0f} times that: "
+        f"{spec.name} was trained on {spec.max_context:,} tokens, and {context:,} are {_in_words(times)} times that: "
         "it has to learn new positions, which takes many updates"
     )
+
+
+def _in_words(times: float) -> str:
+    return f"{times:.2g}" if times < 10 else f"{times:,.0f}"
 
 
 def _barred(planning: PlanRequest, context: int) -> str | None:
