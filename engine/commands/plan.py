@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -365,7 +365,17 @@ def _verdict(planning: PlanRequest, table: TierTable) -> str:
         )
     if table.ceiling != table.recommended:
         text += f" Tier {table.ceiling} is the highest that fits and the repository fills, with fewer updates."
-    return text
+    return text + _within_trained(planning, table, row)
+
+
+def _within_trained(planning: PlanRequest, table: TierTable, recommended: TierPlan) -> str:
+    """Names the highest tier within the trained length where a recommended one is beyond it."""
+    if not recommended.warning:
+        return ""
+    known = [row.tier for row in table.tiers if row.in_time and not row.warning]
+    if not known:
+        return f" Every tier is beyond the {planning.spec.max_context:,} tokens that {planning.spec.name} was trained with."
+    return f" Tier {known[-1]} is the highest within the length that the model was trained with."
 
 
 def print_schedule(schedule: Schedule) -> None:
@@ -397,21 +407,23 @@ def print_schedule(schedule: Schedule) -> None:
     console.print(grid)
     if schedule.additions:
         adds = ", ".join(
-            f"{addition.plan.tier} {format_seconds(addition.updates * addition.plan.step_seconds)}{_left_out(addition)}"
+            f"{addition.plan.tier} {format_seconds(addition.updates * addition.plan.step_seconds)}"
+            f"{'' if addition.taken or addition.beyond_trained else ' (not taken)'}"
             for addition in schedule.additions
         )
         console.print(
-            f"{counted(schedule.additions[0].updates, 'update')} on the windows of each tier add: {adds}", style="dim"
+            f"{counted(schedule.additions[0].updates, 'update')} on the windows of each tier add: {adds}"
+            f"{_only_asked(schedule.additions)}",
+            style="dim",
         )
     for text in (schedule.note, schedule.longest.warning):
         if text:
             console.print(text, style="yellow")
 
 
-def _left_out(addition: Addition) -> str:
-    if addition.taken:
-        return ""
-    return " (beyond the trained length: --tier)" if addition.beyond_trained else " (not taken)"
+def _only_asked(additions: Sequence[Addition]) -> str:
+    first = next((each.plan.tier for each in additions if each.beyond_trained and not each.taken), None)
+    return "" if first is None else f". From tier {first} on beyond the trained length: taken where --tier asks for it"
 
 
 def _print_sum(console: Console, row: TierPlan, budget: Budget) -> None:

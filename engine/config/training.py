@@ -38,7 +38,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Meta(
             description="Context tier, 1 (4K tokens) to 11 (4M tokens), or max: the highest that fits and the "
             "repository fills, for windows that are all alike. Unset: a schedule whose windows grow to the highest "
-            "that hours and tokens allow.",
+            "that hours and tokens allow, up to the length that the model was trained with.",
             extra=option("--tier"),
         ),
     ] = None
@@ -50,7 +50,8 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Annotated[float, Meta(gt=0, le=10_000)] | None,
         Meta(
             description="Hours that the whole run may take. The planner makes a schedule for them: most updates on "
-            "short windows, the last ones at the highest tier that the hours allow. Unset: as long as it takes.",
+            "short windows, the last ones at the highest tier that the hours allow, up to the length that the model was "
+            "trained with, or at `tier`. Unset: as long as it takes.",
             extra=option("--hours"),
         ),
     ] = None

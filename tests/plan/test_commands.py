@@ -51,6 +51,30 @@ def test_one_tier_shows_its_sum(capsys, monkeypatch):
     assert "that can be used" in out
 
 
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [(("--hours", "8"), "From tier 5 on"), (("--hours", "8", "--tier", "6"), "From tier 7 on"), ((), "From tier 5 on")],
+)
+def test_what_is_beyond_the_trained_length_is_said_to_need_a_tier(capsys, monkeypatch, tmp_path, options, first):
+    """qwen2.5-coder-1.5b was trained with 32,768 tokens, which is tier 4."""
+    for number in range(40):
+        (tmp_path / f"module_{number}.py").write_text(f"value_{number} = {number}\n" * 3000)
+    monkeypatch.setenv("COLUMNS", "300")
+    arguments = ["plan", "--hardware", "h200", "--model", "qwen2.5-coder-1.5b", "--repo", str(tmp_path), *options]
+    out = run(capsys, *arguments)[1]
+    assert f"{first} beyond the trained length: taken where --tier asks for it" in out
+    assert ("128K" in out.partition("Schedule")[2]) is ("6" in options)
+    assert "tier 5 and above: qwen2.5-coder-1.5b was trained on 32,768 tokens" in out.partition("Schedule")[0]
+
+
+def test_a_recommended_tier_beyond_the_trained_length_is_not_without_a_word(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    out = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "qwen2.5-coder-1.5b")[1]
+    assert "Tier 4 is the highest within the length that the model was trained with." in out
+    out = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "phi-2")[1]
+    assert "Every tier is beyond the 2,048 tokens that phi-2 was trained with." in out
+
+
 def test_a_tier_that_does_not_fit_ends_with_3(capsys):
     arguments = ["plan", "--hardware", "rtx-3050-laptop", "--model", "qwen2.5-coder-14b", "--disk", "0", "--ram", "8"]
     status, out, _ = run(capsys, *arguments, "--tier", "11")
