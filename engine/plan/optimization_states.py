@@ -280,7 +280,8 @@ def _effects(row: Optimization, run_context: RunContext) -> tuple[int | None, in
 
 def _weights_pair(plan: StreamPlan) -> tuple[StreamPlan, StreamPlan]:
     four_bit = plan.four_bit_weights
-    kept = dataclasses.replace(plan, weights=base_weights(four_bit=four_bit, streamed=False))
+    resident = base_weights(four_bit=four_bit, streamed=False)
+    kept = dataclasses.replace(plan, weights=resident, weights_home="host")  # a disk is read by streaming alone
     away = base_weights(four_bit=four_bit, streamed=True)
     return kept, dataclasses.replace(plan, weights=away, keep_layers=0)
 

@@ -138,7 +138,9 @@ CARDS = {"auto": "demo", "rtx-2060-super": "qwen2.5-coder-1.5b", "rtx-4090": "qw
 
 @pytest.mark.parametrize(("card", "model"), CARDS.items(), ids=CARDS)
 def test_every_row_has_a_state_with_its_reason(card, model):
-    machine, spec, config = target_machine(card), find_model(model), RunConfig()
+    machine, spec = target_machine(card), find_model(model)
+    tier = {} if card == "auto" else {"tier": 7}  # of which hidden states wait on the host
+    config = from_mapping({"training": tier})
     choice = choose_plan(config, machine, spec, 400_000)
     found = {state.id: state for state in states(config, machine, spec, choice)}
     assert list(found) == [row.id for row in ROWS]
@@ -188,6 +190,16 @@ def test_what_offload_spares_the_gpu_includes_the_gradient_of_the_hidden_states(
     one_layer = choice.plan.context * spec.hidden_size * 2
     inputs = -(-spec.layers // 8) + 7
     assert found.gpu_bytes <= -(inputs + 1) * one_layer
+
+
+def test_weights_that_are_read_from_the_disk_have_their_effect():
+    """Compared with weights on the GPU, which no disk is read for."""
+    config = from_mapping({"model": {"precision": "nf4"}, "stream": {"weights": "streamed", "weights_home": "disk"}})
+    machine, spec = target_machine("rtx-3060-12gb"), find_model("qwen2.5-coder-14b")
+    choice = choose_plan(config, machine, spec, None)
+    assert choice.plan.layout.stream.weights_home == "disk"
+    (state,) = (one for one in states(config, machine, spec, choice) if one.id == "weight_streaming")
+    assert state.gpu_bytes < 0
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
