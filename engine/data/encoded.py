@@ -10,7 +10,7 @@ from itertools import pairwise
 from engine.data.documents import Edit
 from engine.data.encoded_lines import SHORTEST_TABLE, encoded_lines, stretches
 
-REVISION = 2
+REVISION = 3
 "Raised when other text would be cut out; part of every store's key."
 PLACEHOLDER = "…"
 "What stands in place of a run that is cut out."

@@ -34,7 +34,11 @@ _LITERALS = (
     (b"h,", re.compile(rf"(?:\b[0-9][0-9A-Fa-f]{{1,8}}[hH][,\s]{{1,24}}{_DIRECTIVE}){{64,}}")),
 )
 _BYTE = r"\\[xX][0-9A-Fa-f]{2}"
-_BYTES = re.compile(rf"{_BYTE}(?:(?:[^\\\n]|\\[^xX\n]|\n[ \t]{{0,24}}(?![ \t])){{0,12}}{_BYTE}){{63,}}")
+# What stands between two of a string's bytes; of a list's strings each is one of its own, of a table's too.
+_ENTRY = r"[\"'][ \t\])}]{0,4}(?:=>|[:,;])"
+_BYTES = re.compile(rf"{_BYTE}(?:(?:(?!{_ENTRY})[^\\\n]|\\[^xX\n]|\n[ \t]{{0,24}}(?![ \t])){{0,12}}{_BYTE}){{63,}}")
+_SHORTEST_BYTES = 512
+"Characters of such a string: shorter ones are a test's keys and vectors, which are read with it."
 _CODES = re.compile(r"\\[xX]([0-9A-Fa-f]{2})")
 _FEWEST_CODES = 48
 "Bytes that differ, from which on escapes are no sequences for a terminal and no letters of one alphabet."
@@ -50,6 +54,8 @@ _FILES = tuple(
 _PRINTED = _classes("".join(map(chr, range(33, 127))))
 _SHORTEST_LINE = 40
 _FEWEST_LINES = 8
+_MOST_SHARED = 6
+"Characters with which all such lines may begin."
 _APART = 40
 "Characters between two lines: line ends, indentation, quotation marks."
 
@@ -67,7 +73,7 @@ def encoded_lines(text: str, content: bytes) -> Iterator[tuple[int, int]]:
             yield from (f.span() for f in pattern.finditer(text) if f.end() - f.start() >= SHORTEST_TABLE)
     if content.count(b"\\x") + content.count(b"\\X") >= 64:
         for found in _BYTES.finditer(text):
-            if len(set(_CODES.findall(found[0]))) >= _FEWEST_CODES:
+            if found.end() - found.start() >= _SHORTEST_BYTES and len(set(_CODES.findall(found[0]))) >= _FEWEST_CODES:
                 yield found.span()
     for begin, pattern, line in _FILES:
         if content.count(begin) >= _FEWEST_LINES - 1 and len(line.findall(text)) >= _FEWEST_LINES - 1:
@@ -109,6 +115,9 @@ def _printed(content: bytes) -> Iterator[tuple[int, int]]:
 def _dense(content: bytes, lines: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     if len(lines) < _FEWEST_LINES:
         return
+    begins = [content[start : start + _MOST_SHARED + 1] for start, end in lines[:32]]
+    if len(set(begins)) == 1:
+        return  # addresses, whose last parts alone are mixed
     sample = b"".join(content[start:end] for start, end in lines[:32])
     kinds = [0, 0, 0, 0]
     for letter in sample.decode("ascii", "replace"):

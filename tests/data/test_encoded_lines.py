@@ -68,6 +68,34 @@ def test_what_people_write_and_read_stays() -> None:
         assert find_encoded(text) == [], text[:60]
 
 
+def escaped(piece: bytes) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def addresses(folder: str) -> str:
+    draw = random.Random(9)
+    keys = (
+        "".join(draw.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", k=33))
+        for _ in range(60)
+    )
+    return "".join(f"{folder}/{key[:2]}/{key[2:4]}/{key}.png\n" for key in keys)
+
+
+STAYS = {
+    "PHP's letters": "".join(f'    "\\xC3\\x{code:02X}" => "{chr(65 + code % 26)}",\n' for code in range(0x80, 0xC0)),
+    "Python's letters": "".join(f'    b"\\xc3\\x{code:02x}": "x{code}",\n' for code in range(0x80, 0xC0)),
+    "pairs": "".join(f'\t{{"\\x{code:02x}", {code}}},\n' for code in range(256)),
+    "a key": 'key = b"' + escaped(DATA[:100]) + '"\n',
+    "a test's vectors": "".join('    b"' + escaped(DATA[k : k + 8]) + '",\n' for k in range(0, 400, 8)),
+    "addresses": addresses("https://images.example.org"),
+}
+
+
+@pytest.mark.parametrize("form", STAYS)
+def test_tables_of_short_strings_stay(form: str) -> None:
+    assert find_encoded(STAYS[form]) == []
+
+
 @pytest.mark.parametrize(
     "piece",
     [
