@@ -31,7 +31,7 @@ from engine.data.secret_rules import (
 )
 from engine.data.secret_rules.searched_text import SearchedText, candidates, is_random_looking
 
-REVISION = 10
+REVISION = 11
 "Raised when the same text would be masked otherwise; part of every store's key."
 PLACEHOLDER = "REDACTED"
 "What a secret is replaced by."

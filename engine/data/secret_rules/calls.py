@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from engine.data.secret_rules.literals import HEX, LOGIN_OF_WORDS, NUMBER_NEXT, literal
+from engine.data.secret_rules.literals import HEX, IN_LIST, LOGIN_OF_WORDS, NUMBER_NEXT, literal
 from engine.data.secret_rules.searched_text import SearchedText
 from engine.data.secret_rules.values import Evidence, is_secretive
 
@@ -74,7 +74,11 @@ def calls(source: SearchedText) -> Iterator[Found]:
                 span is not None
                 and is_secretive(text[slice(*span)], Evidence.PASSWORD)
                 and not LOGIN_OF_WORDS.search(lower, max(0, match.start() - 40), match.start())
-                and not (NUMBER_NEXT.match(text, span[1]) and HEX.fullmatch(text, *span))
+                and not (
+                    IN_LIST.search(text, max(0, match.start() - 60), match.start())
+                    and NUMBER_NEXT.match(text, span[1])
+                    and HEX.fullmatch(text, *span)
+                )
             ):
                 yield "credential in a call", *span
     if source.has("tochararray"):

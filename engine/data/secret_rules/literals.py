@@ -93,14 +93,19 @@ _NEXT_ARGUMENT = re.compile(
     re.DOTALL,
 )
 "A name in a list, and the next argument with its own name."
-_EQUALS = re.compile(r"(?<!!)={2,3}\s{0,8}$")
+_EQUALS = re.compile(r"[^=:(,!]{0,40}={2,3}\s{0,8}")
+"What compares the name itself, and no other one on its way to a value for it."
 LOGIN_OF_WORDS = re.compile(r"[\"'](?:user_?name|user|login|admin|root)[\"']\s{0,8},\s{0,8}[\"']$")
 "A user's name that says what it is, before a password that does: what follows is given neither."
 _VALUE_BESIDE = re.compile(r"[\"'],[^\n{}]{0,80}[\"']?\bvalue[\"']?\s{0,4}[:=]")
 "An entry's value, behind its key."
 _SAME_START = 4
+_SEVERAL = re.compile(r"(?:,\s{0,8}\w{1,40}\s{0,8}){1,4}(?::=|=(?!=))[^,]*$")
+"The other variables that a call's results are given to: `key, err := decode(`."
 HEX, NUMBER_NEXT = re.compile(r"[\da-fA-F]+"), re.compile(r"[\"'`],\s{0,8}\d")
 "What stands in a test's list: a password, its salt, how often it is hashed."
+IN_LIST = re.compile(r"(?:\{|(?<![\w)\]])[(\[])\s{0,20}[\"'`]\w{0,40}$")
+"A list's first text, and no call's: what a store or a cookie is given has its seconds behind it."
 _KEY_BEHIND = re.compile(r"\\{0,8}[\"'`][ \t]{0,8}(?:(?::(?![:=])|=>)[ \t]{0,8}\S|to[ \t]{1,8}[\"'`])")
 "What makes a literal the key of an entry, and no value."
 _APART = (",", " ")
@@ -167,7 +172,8 @@ def _statement(
         return
     begin = name_start(text, place)
     name = text[begin : match.end("tail")]
-    if not named and gap.startswith(",") and "(" in gap and name[:1].islower() and "." not in name:
+    argument = not named and gap.startswith(",") and "(" in gap and _SEVERAL.match(gap) is None
+    if argument and name[:1].islower() and "." not in name:
         return  # a variable, and a call as the next argument
     if named and gap.startswith(","):
         if text[begin - 1] not in "\"'`":
@@ -193,7 +199,8 @@ def _statement(
         start, end = span
         if is_digest(text[start:end]) or is_public(text[start:end]):
             return  # a public key may go on in the next literals
-        if named and gap.startswith(",") and NUMBER_NEXT.match(text, end) and HEX.fullmatch(text, start, end):
+        row = named and gap.startswith(",") and IN_LIST.search(text, max(0, begin - 60), begin) is not None
+        if row and NUMBER_NEXT.match(text, end) and HEX.fullmatch(text, start, end):
             return
         is_key = _KEY_BEHIND.match(text, end) is not None and "?" not in text[position - 8 : position]
         is_key = is_key or (
@@ -214,7 +221,7 @@ def _statement(
         between, falls_back = follow["gap"], _FALLBACK.search(follow["gap"]) is not None
         if (":" in between and not falls_back) or ("=" in between and not _KEYWORD.search(between)):
             return  # the next entry, or the next argument
-        if _NEXT_GROUP.search(between) or ("?" in between and start < end and _EQUALS.search(gap)):
+        if _NEXT_GROUP.search(between) or ("?" in between and start < end and _EQUALS.fullmatch(gap)):
             return  # the next pair; what follows from a name's being equal
         position = follow.start("esc")
         if prose and match["q"] == "`":

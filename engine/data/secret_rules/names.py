@@ -46,13 +46,20 @@ _TAKES = re.compile(
 )
 "How the names of calls begin that are given a value for the object before their dot."
 _DERIVED = re.compile(
-    r"iterations?|rounds|\b(?:ikm|okm|prk|info|dk_?len|key_?len)\b|hkdf|pbkdf|scrypt|argon|bcrypt|derive|expected|vector",
+    r"iterations?|rounds|\b(?:ikm|okm|prk|dk_?len|key_?len)\b|\binfo\b[\"']?\s{0,4}[:=,]|hkdf|pbkdf|scrypt|argon|bcrypt|derive"
+    r"|expected\w{0,20}[\"']?\s{0,4}[:=,]|vector",
     re.IGNORECASE,
 )
 "What stands beside a salt from which a key is derived, once or in a test."
 _DECODES = re.compile(r"\s{0,8}:?=\s{0,8}[\w.:]{0,40}(?:hex|decode|unhexlify)\w{0,20}\(", re.IGNORECASE)
 _AROUND_SALT = 200
-_PUBLIC = re.compile(r"public|pub_?key|ssh-(?:rsa|ed)|signed_curve25519")
+_REPEATED_CALL = re.compile(r"<clientToken>[\w-]{0,20}[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}<", re.IGNORECASE)
+_PUBLIC = re.compile(
+    r"public(?![ \t]{1,4}(?:static|final|const|readonly|override|byte|char|string|let|var|val)\b)|pub_?key"
+    r"|ssh-(?:rsa|ed)|signed_curve25519"
+)
+"What names a public key; before a type, Java and C# say so of whoever may see the variable."
+_PUBLIC_ENTRY = re.compile(r"(?:public_?keys?|pub_?key|ssh-(?:rsa|ed)|signed_curve25519)[^{}]{0,60}[:=]\s{0,4}\{\n$")
 _LONGEST = 40
 "Characters of an identifier before a stem."
 _SHORT_WORD = 2
@@ -201,7 +208,7 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         return None
     if stem.text == "token" and prefix.replace("_", "").replace("-", "").lower().endswith("clientrequest"):
         return None  # it tells calls that are repeated, as AWS names it
-    if stem.text == "token" and words == ["client"] and text[begin - 1 : begin] == "<":
+    if stem.text == "token" and words == ["client"] and _REPEATED_CALL.match(text, begin - 1):
         return None  # the same in answers of EC2
     if stem.text == "salt" and "signature" in prefix.lower():
         return None
@@ -291,10 +298,10 @@ def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix:
     if any(word in _words("before_key") for word in before) or prefix.lower().rstrip("_-. ").endswith(_glued()["key"]):
         return Evidence.NAMED
     line = line_start(text, begin, 100)
-    if text.endswith("{\n", 0, line):
-        line = line_start(text, line - 1, 100)  # what the entry is called
     if _PUBLIC.search(text[line:begin].lower()):
         return None
+    if text.endswith("{\n", 0, line) and _PUBLIC_ENTRY.search(text[line_start(text, line - 1, 100) : line].lower()):
+        return None  # what the entry is called
     if not prefix and text[slice(*match.span("tail"))].isdigit():
         return Evidence.ALONE  # one of several keys of entries
     told = before and before[-1] not in _words("plain_key")

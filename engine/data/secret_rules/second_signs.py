@@ -46,7 +46,7 @@ _LISTS = re.compile(
 )
 "Short items, ciphers to choose from, selectors, words of a query."
 _FORMAL = re.compile(
-    r"^\d{0,3}\*\d{0,3}[A-Z\d]{2,20}(?:-[A-Z\d]{1,20}){1,4}$|^openpgp4fpr:|^[A-Z]?[a-z]{2,15}(?:[A-Z][a-z]{1,15}){0,5}\d{0,4}(?:MaxLen|MinLen|Max|Min|To)\d{1,5}$|^(?:[a-z][a-z\d_]{1,30}-){1,6}v?\d{1,4}\.\d{1,4}(?:\.\d{1,4})?(?:-[\d.]{1,20})?$|^#/[\w$]+/[\w/.~-]+$|^\d{0,3}\*\d{0,3}[A-Z][A-Za-z-]{1,40}$|^\*[\dA-F]{40}$|^[rsnipc]=[A-Za-z\d+/]{8,60}={0,2}$|^[A-Z]{3,10}\\r\\n|\\\d{5,7}"
+    r"^\d{0,3}\*\d{0,3}[A-Z\d]{2,20}(?:-[A-Z\d]{1,20}){1,4}$|^openpgp4fpr:|^[A-Z]?[a-z]{2,15}(?:[A-Z][a-z]{1,15}){0,5}(?:MaxLen|MinLen|Min\d{1,4}Max|(?:String|Integer|Double|Float|Long|Length|Size|Count|Limit|List)(?:Max|Min|To))\d{1,5}$|^(?:[a-z][a-z\d_]{1,30}-){1,6}v?\d{1,4}\.\d{1,4}(?:\.\d{1,4})?(?:-[\d.]{1,20})?$|^#/[\w$]+/[\w/.~-]+$|^\d{0,3}\*\d{0,3}[A-Z][A-Za-z-]{1,40}$|^\*[\dA-F]{40}$|^[rsnipc]=[A-Za-z\d+/]{8,60}={0,2}$|^[A-Z]{3,10}\\r\\n|\\\d{5,7}"
     r"|\bfpr:|^[a-z]{2,12}(?:key|pub):[\da-f]{32,128}$|^GHSA(?:-[a-z\d]{4}){3}$|^CVE-\d{4}-\d{3,7}$|^RFC ?\d{3,5}\b"
     r"|^[a-z]{2,3}_(?:[A-Z]{2}|\d{3})$|^(?:b2c|B2C)_\d_\w{2,60}$"
 )
@@ -72,7 +72,9 @@ _HEX = re.compile(r"[\da-fA-F]+$")
 _LEAST_HEX = 10
 "Digits; shorter ones are text by chance."
 _LONG_HASH = 128
-_STATEMENT = re.compile(r'"alg"\s*:\s*"none"|"x5c"\s*:', re.IGNORECASE)
+_UNSIGNED, _CERTIFIED = re.compile(r'"alg"\s*:\s*"none"', re.IGNORECASE), re.compile(r'"x5c"\s*:')
+_ENDS = re.compile(r'"(?:exp|access|scope|scp)"\s*:')
+"A claim of a token that opens something for a while, as registries' do, though a certificate signs it."
 _DIGITS = re.compile(r"\d+")
 _LEAST_COUNTED = 16
 _HASH_LENGTHS = frozenset({32, 40, 56, 64, 96, 128})
@@ -146,8 +148,8 @@ def is_claims(value: str) -> bool:
 
 def is_statement(token: str) -> bool:
     """Tells whether a web token's head says that nothing signs it, or that a certificate does: anybody may read it."""
-    head = decoded_ascii(token.partition(".")[0])
-    return head is not None and _STATEMENT.search(head) is not None
+    head, claims = (decoded_ascii(part) or "" for part in [*token.split("."), ""][:2])
+    return _UNSIGNED.search(head) is not None or (_CERTIFIED.search(head) is not None and _ENDS.search(claims) is None)
 
 
 def is_hash(value: str) -> bool:
