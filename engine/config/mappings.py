@@ -68,18 +68,38 @@ class _Loader(yaml.SafeLoader):
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """See SafeLoader, whose constructors raise whatever they meet for `!!bool maybe` and `!!int ''`."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, AttributeError, LookupError) as error:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            problem = f"{str(node.value)[:40]!r} cannot be read as {tag}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
+
 
 _NUMBERS = {
     "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)",
-    "tag:yaml.org,2002:float": r"[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+"
+    "tag:yaml.org,2002:float": r"[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+"
     r"|\.[0-9][0-9_]*([eE][-+]?[0-9]+)?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
 }
+_AS_TEXT = {*_NUMBERS, "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:value"}
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in forms if tag not in {*_NUMBERS, "tag:yaml.org,2002:timestamp"}]
+    first: [(tag, form) for tag, form in forms if tag not in _AS_TEXT]
     for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 for _tag, _form in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_form})$"), list("-+0123456789."))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which is a number in YAML 1.1 or 1.2, such as a model's name 1e5."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: _Loader.yaml_implicit_resolvers.get(first, []) + forms
+    for first, forms in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
 
 
 def parse_value(text: str) -> Any:
@@ -179,6 +199,8 @@ def to_yaml(config: RunConfig) -> str:
         lines += ["", f"{section}:"]
         for name, value in values.items():
             lines.append(f"  # {field_spec(f'{section}.{name}').description}")
-            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
+            # A line break of Unicode inside quotes would be read as a space: it is escaped.
+            plain = all(str(item).isprintable() for item in (value if isinstance(value, list) else [value]))
+            text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=plain, width=float("inf"))
             lines.append(f"  {name}: {text.removesuffix(chr(10)).removesuffix('...').rstrip()}")
     return "\n".join(lines) + "\n"
