@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 import subprocess
 import sys
 
@@ -170,7 +172,48 @@ def test_texts_that_look_like_dates_and_numbers_stay_texts():
     assert {text: config.parse_value(text) for text in numbers} == numbers
 
 
-@given(st.one_of(st.integers(), st.floats(allow_nan=False), st.text(max_size=12), st.booleans(), st.none()))
+_UNBROKEN = st.characters(exclude_characters="\x85\u2028\u2029")
+_NO_NUMBER = st.text(_UNBROKEN, max_size=12).filter(lambda text: not re.fullmatch(r"[-+\d_.]+([eE][-+]?\d+)?", text))
+"""YAML 1.1, which safe_dump writes, has 1e5, 1.5e3 and -.5 for texts; safe_dump does not escape line breaks."""
+
+
+@given(st.one_of(st.integers(), st.floats(allow_nan=False), _NO_NUMBER, st.booleans(), st.none()))
 def test_what_safe_dump_writes_is_read_as_it_was(value):
     text = yaml.safe_dump({"a": value}, default_flow_style=True, allow_unicode=True)
     assert config.parse_value(text) == {"a": value}
+
+
+@pytest.mark.parametrize(
+    "name", ["1e5", "12E03", "7.", "010", "0x1f", "1:30", "2026-11-30", "no", "null", "=", "a\x85b"]
+)
+def test_a_name_that_looks_like_another_value_is_written_as_text(name):
+    """A model is named after its folder, which may be the beginning of a commit's hash."""
+    written = config.to_yaml(config.from_mapping({"model": {"name": name}, "data": {"repositories": [name]}}))
+    assert config.from_mapping(config.parse_value(written)).model.name == name
+    assert yaml.safe_load(written)["data"]["repositories"] == [name]  # as YAML 1.1 too
+
+
+_LAUGHS = [f"  {name}: &{name} [{', '.join([f'*{before}'] * 10)}]" for before, name in itertools.pairwise("abcdefghij")]
+_HOSTILE = {
+    "itself in a list": "data: {repositories: &a [*a]}",
+    "itself in a section": "training: &a {epochs: *a}",
+    "a billion laughs": "\n".join(["data:", "  a: &a [x, x]", *_LAUGHS, "  repositories: *j"]),
+    "pairs of them": "data: {repositories: !!pairs &a [x: *a]}",
+    "a long whole number": f"training: {{max_steps: 0x{'f' * 6000}}}",
+    "a longer one": f"training: {{max_steps: {'9' * 6000}}}",
+    "a long key": f"0x{'f' * 6000}: {{}}",
+    "no boolean": "data: {packing: !!bool maybe}",
+    "no whole number": "training: {seed: !!int ''}",
+    "no date": "model: {name: !!timestamp soon}",
+}
+
+
+@pytest.mark.parametrize("content", _HOSTILE.values(), ids=_HOSTILE)
+def test_what_yaml_can_build_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(EliteError) as caught:
+        config.load(path)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600

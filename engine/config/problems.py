@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_type_hints
@@ -31,6 +32,11 @@ class Problem:
 
 _MOST = 2**63
 """Whole numbers are below it: arithmetic in floats takes them."""
+_NESTED = (list, tuple, dict, set)
+_LONGEST_INT = 1000
+"""Bits of a whole number that is written in decimals, of which Python refuses too many."""
+_MOST_SHOWN = 100
+"""Items of a list that are written: its default must be shown whole."""
 
 
 def find_problems(data: Any) -> list[Problem]:
@@ -47,7 +53,7 @@ def find_problems(data: Any) -> list[Problem]:
     sections = get_type_hints(RunConfig)
     for section, values in data.items():
         if section not in sections:
-            found.append(_unknown(str(section), list(sections), "section"))
+            found.append(_unknown(_shown(section), list(sections), "section"))
         elif not isinstance(values, dict):
             found.append(
                 Problem(
@@ -65,7 +71,7 @@ def _find_section_problems(section: str, section_type: type, values: dict[Any, A
     found = []
     annotations = get_type_hints(section_type, include_extras=True)
     for name, value in values.items():
-        path = f"{section}.{name}"
+        path = f"{section}.{name if isinstance(name, str) else _shown(name)}"
         if name not in annotations:
             found.append(_unknown(path, [f"{section}.{known}" for known in annotations], "field"))
             continue
@@ -94,12 +100,15 @@ def _remedy(value: object, spec: FieldSpec) -> str:
 
 
 def _shown(value: object) -> str:
-    """Writes a value as a configuration file does."""
+    """Writes a value as a configuration file does, the beginning of one that is large."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list):
-        return f"[{', '.join(map(_shown, value))}]"
-    text = str(value)
+    if isinstance(value, list) and not any(isinstance(item, _NESTED) for item in value):
+        return f"[{', '.join(map(_shown, value[:_MOST_SHOWN]))}]"
+    if isinstance(value, int) and value.bit_length() > _LONGEST_INT:
+        return f"{hex(value)[:12]}..."
+    # Aliases of YAML can nest a value in itself, and repeat one a billion times.
+    text = str(value) if isinstance(value, str | float) else reprlib.repr(value)
     # Quoted in the file too: a text that looks like a number, or like nothing.
     return f"'{text}'" if isinstance(value, str) and (not text or text[0] in "-+.0123456789") else text
 
