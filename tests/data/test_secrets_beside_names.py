@@ -109,3 +109,29 @@ def test_tokens_that_a_certificate_signs_and_that_open_something(claims: dict[st
 )
 def test_what_the_same_rules_leave(language: str, text: str) -> None:
     assert masked(text, language) == text
+
+
+@pytest.mark.parametrize("size", [310, 900, 5000, 9000, 40_000])
+@pytest.mark.parametrize(
+    ("language", "form"),
+    [
+        ("Shell", "API_TOKEN={}\n"),
+        ("Shell", "run --token {} --x\n"),
+        ("YAML", "- name: API_TOKEN\n  value: {}\n"),
+        ("XML", "<password>{}</password>"),
+        ("Text", "https://example.org/?access_token={}&page=1"),
+        ("HTTP", "Authorization: Bearer {}\n"),
+    ],
+)
+def test_nothing_is_left_of_a_long_value(language: str, form: str, size: int) -> None:
+    value = random.Random(size).randbytes(size // 2).hex()
+    assert masked(form.replace("{}", value), language) == form.replace("{}", PLACEHOLDER)
+
+
+@pytest.mark.parametrize("language", ["Python", "YAML"])
+@pytest.mark.parametrize(
+    "part", ["password:Ab3dE6", "token=Ab3dE6gH9jK2mN5p", "<password>Ab3dE6gH9jK2", "token=token="]
+)
+def test_names_within_long_values_take_time_in_line_with_their_number(part: str, language: str) -> None:
+    # No time is asserted: what is quadratic is not searched to its end here.
+    find_secrets(part * (1_000_000 // len(part)), language)

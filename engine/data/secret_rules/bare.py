@@ -54,7 +54,7 @@ _SETS = re.compile(
 _ALONE = re.compile(r"[ \t+.\w\"'-]*$")
 _QUERY = re.compile(r"[?&#;][\w.-]*$")
 _UNTIL = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]+")
-_REST = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]{1,8000}")
+_REST = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]+")
 _SCHEME_BEFORE = re.compile(r"\{[\w@.-]{2,28}\}$|encrypted:$")
 _LINK = re.compile(r"[ \t]{0,8}\[[^\]\n]*$")
 "The start of a link's definition in Markdown."
@@ -83,7 +83,7 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
             continue
         everywhere, with_digit, in_value = _patterns(stem.rest)
         pattern = everywhere if configures else with_digit
-        taken = 0
+        taken = beside = 0
         for place in name_places(source, stem):
             # What was taken for a value may itself be the name of the next one.
             match = pattern.match(lower, place + len(stem.text)) if place >= taken else None
@@ -93,12 +93,14 @@ def bare_values(source: SearchedText, found: Collection[str]) -> Iterator[tuple[
             if match is not None and span is not None:
                 taken = _end_of_whole(text, *span)
                 yield stem.kind, span[0], taken
-            match = in_value.match(lower, place + len(stem.text))
+            match = in_value.match(lower, place + len(stem.text)) if place >= beside else None
             evidence = None if match is None else evidence_of(text, match, stem)
             if match is not None and evidence is not None:
                 span = _beside(text, match)
                 if span is not None and is_secretive(text[slice(*span)], evidence):
-                    yield stem.kind, span[0], span[1] if match["bare"] is None else _end_of_whole(text, *span)
+                    end = span[1] if match["bare"] is None else _end_of_whole(text, *span)
+                    beside = end if end > span[1] else beside  # each long value is looked at once
+                    yield stem.kind, span[0], end
 
 
 def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, *, configures: bool) -> Span | None:
@@ -123,7 +125,7 @@ def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, 
             return None
         return (start, end) if is_secretive(text[start:end], evidence) else None
     if match["op"] == ">":
-        closed = text.startswith(("</", "]]>"), end)
+        closed = text.startswith(("</", "]]>"), _end_of_whole(text, start, end))
         return (start, end) if closed and is_secretive(text[start:end], evidence) else None
     line = lower[line_start(text, place, 300) : place]
     if match["close"] == "]" and match["op"] == ":" and _LINK.match(line):
