@@ -100,6 +100,73 @@ CASES: dict[str, tuple[dict[str, str], dict[str, set[str]]]] = {
         },
         {"a.ts": {"lib/z.ts", "inner/i.ts"}, "b.ts": {"lib/z.ts"}},
     ),
+    "go: a replacement counts in its own module, before the module of that name": (
+        {
+            "a/go.mod": "module ex.org/a\n\nreplace ex.org/z => ../fork\n",
+            "b/go.mod": "module ex.org/b\n\nreplace ex.org/y => ../gone\n",
+            "z/go.mod": "module ex.org/z\n",
+            "y/go.mod": "module ex.org/y\n",
+            "a/a.go": 'package a\n\nimport "ex.org/z"\n',
+            "b/b.go": 'package b\n\nimport (\n\t"ex.org/z"\n\t"ex.org/y"\n)\n',
+            "fork/z.go": GO,
+            "y/y.go": GO,
+            "z/z.go": GO,
+        },
+        {"a/a.go": {"fork/z.go"}, "b/b.go": {"z/z.go"}},
+    ),
+    "go: a module within another one is no part of it": (
+        {
+            "go.mod": "module ex.org/m\n",
+            "tools/go.mod": "module ex.org/tools\n",
+            "a/a.go": 'package a\n\nimport (\n\t"ex.org/m/tools/gen"\n\t"ex.org/m/z"\n)\n',
+            "tools/b.go": 'package b\n\nimport "ex.org/tools/gen"\n',
+            "tools/gen/z.go": GO,
+            "z/z.go": GO,
+        },
+        {"a/a.go": {"z/z.go"}, "tools/b.go": {"tools/gen/z.go"}},
+    ),
+    "cargo: an own dependency goes before the name of the workspace, and each workspace has its own": (
+        {
+            "Cargo.toml": '[workspace]\n[workspace.dependencies]\nzed = { path = "y", package = "yy" }\n',
+            "other/Cargo.toml": '[workspace]\n[workspace.dependencies]\nzed = { path = "../z", package = "zz" }\n',
+            "a/Cargo.toml": '[package]\nname = "a"\n[dependencies]\nzed = { path = "../zed" }\n',
+            "b/Cargo.toml": '[package]\nname = "b"\n[dependencies]\nzed = { workspace = true }\n',
+            "other/c/Cargo.toml": '[package]\nname = "c"\n[dependencies]\nzed.workspace = true\n',
+            **{f"{name}/src/lib.rs": "use zed::Z;\n" for name in ("a", "b", "other/c")},
+            **{
+                f"{name}/Cargo.toml": f'[package]\nname = "{called}"\n'
+                for name, called in (("y", "yy"), ("z", "zz"), ("zed", "zed"))
+            },
+            **{f"{name}/src/lib.rs": "pub struct Z;\n" for name in ("y", "z", "zed")},
+        },
+        {"a/src/lib.rs": {"zed/src/lib.rs"}, "b/src/lib.rs": {"y/src/lib.rs"}, "other/c/src/lib.rs": {"z/src/lib.rs"}},
+    ),
+    "npm: a name that is given to another package, or to one that is not there": (
+        {
+            "a/package.json": '{"name": "a", "dependencies": {"one": "npm:@x/z@^1", "two": "npm:far@^2"}}',
+            "b/package.json": '{"name": "b", "dependencies": {"one": "^1.0.0"}}',
+            "a/a.ts": "import 'one';\nimport 'two';\n",
+            "b/b.ts": "import 'one';\n",
+            "one/package.json": '{"name": "one"}',
+            "one/index.ts": TS,
+            "two/package.json": '{"name": "two"}',
+            "two/index.ts": TS,
+            "z/package.json": '{"name": "@x/z"}',
+            "z/index.ts": TS,
+        },
+        {"a/a.ts": {"z/index.ts"}, "b/b.ts": {"one/index.ts"}},
+    ),
+    "deno: the longest entry of an import map alone counts": (
+        {
+            "deno.json": '{"imports": {"lib/": "./lib/", "lib/far": "https://example.org/far.ts", "lib/own/": "./own/"}}',
+            "a.ts": "import 'lib/z';\nimport 'lib/far';\nimport 'lib/own/y';\n",
+            "lib/z.ts": TS,
+            "lib/far.ts": TS,
+            "lib/own/y.ts": TS,
+            "own/x.ts": TS,
+        },
+        {"a.ts": {"lib/z.ts"}},
+    ),
 }
 
 

@@ -85,15 +85,21 @@ class GoRules(ImportRules):
                 elif word[0] == "=":
                     self._defined[folder + package + "_test", word[1:]].append(number)
         self._modules: dict[str, str] = {}
+        self._roots: set[str] = set()
+        "Folders of modules."
+        self._replaced: dict[str, dict[str, str]] = {}
+        "Folder of a go.mod or go.work → what it places where, for the modules at and below it alone."
         for name, text in repository.manifests.items():
             manifest = PurePosixPath(name)
             if manifest.name == "go.mod" and (found := _MODULE.search(text)):
                 self._modules[found[1]] = _folder(manifest)
+                self._roots.add(_folder(manifest))
             for replaced in _REPLACED.finditer(text) if manifest.name in ("go.mod", "go.work") else ():
                 folder = posixpath.normpath(posixpath.join(*manifest.parent.parts, replaced[2]))
                 if not folder.startswith(".."):
-                    self._modules.setdefault(replaced[1], "" if folder == "." else folder)
-        if not self._modules:
+                    places = self._replaced.setdefault(f"{manifest.name}:{_folder(manifest)}", {})
+                    places[replaced[1]] = "" if folder == "." else folder
+        if not (self._modules or self._replaced):
             self._modules = self._guess(files, said)
 
     def _guess(self, files: list[tuple[int, PurePosixPath]], said: Sequence[Sequence[str]]) -> dict[str, str]:
@@ -114,6 +120,7 @@ class GoRules(ImportRules):
         folder = _folder(path)
         package = next((word for word in wanted if word[0] == "@"), "@")
         is_test = path.name.endswith("_test.go")
+        replaced = self._replaced_for(path)
         for word in wanted:
             if word[0] == "~":
                 found = self._defined.get((folder + package, word[1:]), ())
@@ -124,16 +131,31 @@ class GoRules(ImportRules):
                     strength = Strength.MENTION if len(found) == 1 else Strength.GUESS
                     yield from ((other, strength) for other in found[:MOST])
             elif word[0] not in "@=":
-                meant = self._folder_of(word)
+                meant = self._folder_of(word, replaced)
                 if meant is not None and (meant != folder or package.endswith("_test")):
                     yield from ((other, Strength.IMPORT) for other in self._by_folder.get(meant, ())[:MOST])
 
-    def _folder_of(self, wanted: str) -> str | None:
+    def _replaced_for(self, path: PurePosixPath) -> dict[str, str]:
+        """Returns what is placed elsewhere for a file: go.work goes before its own module's go.mod."""
+        if not self._replaced:
+            return {}
+        folders = ["/".join(folder.parts) for folder in path.parents]
+        module = next((folder for folder in folders if folder in self._roots), "")
+        work = next((found for one in folders if (found := self._replaced.get(f"go.work:{one}"))), {})
+        return {**self._replaced.get(f"go.mod:{module}", {}), **work}
+
+    def _folder_of(self, wanted: str, replaced: dict[str, str]) -> str | None:
         parts = wanted.split("/")
         for count in range(len(parts), 0, -1):
-            root = self._modules.get("/".join(parts[:count]))
+            name = "/".join(parts[:count])
+            root = replaced.get(name, self._modules.get(name))
             if root is not None:
-                return "/".join(filter(None, (root, *parts[count:])))
+                folders = [*filter(None, (root,)), *parts[count:]]
+                below = (
+                    "/".join(folders[:last]) for last in range(len(folders), len(folders) - len(parts) + count, -1)
+                )
+                # A folder with a go.mod of its own is no part of the module around it.
+                return None if any(folder in self._roots for folder in below) else "/".join(folders)
         return None
 
 

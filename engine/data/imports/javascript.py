@@ -52,12 +52,34 @@ class JavaScriptRules(ImportRules):
         }
         self._packages: dict[str, tuple[PurePosixPath, dict[str, Any]]] = {}
         self._configs: dict[str, list[tuple[PurePosixPath, dict[str, Any]]]] = {}
+        self._maps: dict[str, dict[str, Any]] = {}
+        "Folder → the entries of its import maps."
+        self._aliases: dict[str, dict[str, re.Match[str] | None]] = {}
+        "A dependency that some package.json gives to another package → folder → that one, None for a plain version."
         for name, read in sorted(self._json.items()):
             path = PurePosixPath(name)
             if path.name == "package.json" and isinstance(read.get("name"), str):
                 self._packages.setdefault(read["name"], (path.parent, read))
             elif path.name.startswith(("tsconfig", "jsconfig")):
                 self._configs.setdefault(str(path.parent), []).append((path, read))
+            elif path.name in _MAPS and isinstance(read.get("imports"), dict):
+                self._maps.setdefault(str(path.parent), {}).update(read["imports"])
+        self._take_aliases()
+
+    def _take_aliases(self) -> None:
+        said = [
+            (str(PurePosixPath(name).parent), dependency, _ALIAS.match(version) if isinstance(version, str) else None)
+            for name, read in self._json.items()
+            if PurePosixPath(name).name == "package.json"
+            for kind in reversed(_DEPENDENCIES)
+            for dependency, version in (read[kind].items() if isinstance(read.get(kind), dict) else ())
+        ]
+        for _, dependency, alias in said:
+            if alias is not None:
+                self._aliases[dependency] = {}
+        for folder, dependency, alias in said:
+            if dependency in self._aliases:
+                self._aliases[dependency][folder] = alias
 
     def _links(self, number: int, path: PurePosixPath, wanted: Sequence[str]) -> Iterator[tuple[int, Strength]]:
         for word in wanted:
@@ -121,19 +143,16 @@ class JavaScriptRules(ImportRules):
 
     def _by_map(self, path: PurePosixPath, wanted: str) -> int | None:
         """Looks into the import maps of the folders above: those of Deno, or such as pages name."""
+        if not self._maps:
+            return None
+        # The longest entry alone counts, and may mean another place than a file.
+        keys = [wanted, *(wanted[: end + 1] for end in reversed(range(len(wanted))) if wanted[end] == "/")]
         for folder in path.parents:
-            for name in _MAPS:
-                read = self._json.get(str(folder / name), {})
-                imports = read.get("imports")
-                for key, value in (
-                    sorted(imports.items(), key=lambda each: -len(each[0])) if isinstance(imports, dict) else ()
-                ):
-                    if not isinstance(value, str) or not value.startswith("."):
-                        continue
-                    if wanted == key or (key.endswith("/") and wanted.startswith(key)):
-                        found = self._file(joined(folder, value + wanted[len(key) :]))
-                        if found is not None:
-                            return found
+            entries = self._maps.get(str(folder), {})
+            if (key := next((each for each in keys if each in entries), None)) is not None:
+                value = entries[key]
+                local = isinstance(value, str) and value.startswith(".")
+                return self._file(joined(folder, value + wanted[len(key) :])) if local else None
         return None
 
     def _by_options(self, config: PurePosixPath, read: dict[str, Any], wanted: str) -> int | None:
@@ -187,7 +206,7 @@ class JavaScriptRules(ImportRules):
         parts = wanted.split("/")
         count = 2 if wanted.startswith("@") else 1
         name = "/".join(parts[:count])
-        found = self._packages.get(name) or self._aliased(path, name)
+        found = self._aliased(path, name) if name in self._aliases else self._packages.get(name)
         if found is None:
             return None
         folder, package = found
@@ -195,19 +214,16 @@ class JavaScriptRules(ImportRules):
 
     def _aliased(self, path: PurePosixPath, name: str) -> tuple[PurePosixPath, dict[str, Any]] | None:
         """Returns the package that the nearest package.json with the dependency calls so."""
-        for folder in path.parents:
-            own = self._json.get(str(folder / "package.json"), {})
-            for kind in _DEPENDENCIES:
-                said = own.get(kind)
-                version = said.get(name) if isinstance(said, dict) else None
-                alias = _ALIAS.match(version) if isinstance(version, str) else None
-                if alias is not None and alias[1]:
-                    return self._packages.get(alias[1])
-                if alias is not None:
-                    place = joined(folder, alias[2])
-                    read = self._json.get(f"{place}/package.json" if place else "package.json")
-                    return None if read is None else (PurePosixPath(place), read)
-        return None
+        given = self._aliases[name]
+        folder = next((each for each in path.parents if str(each) in given), None)
+        alias = None if folder is None else given[str(folder)]
+        if folder is None or alias is None:
+            return self._packages.get(name)
+        if alias[1]:
+            return self._packages.get(alias[1])
+        place = joined(folder, alias[2])
+        read = self._json.get(f"{place}/package.json" if place else "package.json")
+        return None if read is None else (PurePosixPath(place), read)
 
     def _entry(self, folder: PurePosixPath, package: dict[str, Any], sub: str) -> int | None:
         """Returns the source file that a package offers under "." or "./x"."""

@@ -27,8 +27,9 @@ class RustRules(ImportRules):
         self._roots: set[str] = set()
         self._crates: dict[str, str] = {}
         self._aliases: dict[str, dict[str, str]] = {}
-        "Folder of a manifest → what it calls a crate → the package that this is."
-        self._shared_aliases: dict[str, str] = {}
+        'Folder of a manifest → what it calls a crate → the package that this is, "" where its workspace says so.'
+        self._shared_aliases: dict[str, dict[str, str]] = {}
+        "Folder of a workspace → the same for the members that leave it to their workspace."
         self._written: dict[tuple[str, str], str] = {}
         "A file and the name of a module of its whose path is written → the module's file."
         for name, text in sorted(repository.manifests.items()):
@@ -65,20 +66,26 @@ class RustRules(ImportRules):
     def _take_aliases(self, folder: PurePosixPath, manifest: dict[str, Any]) -> None:
         """Notes the names that a manifest, or its workspace, gives to packages of other names."""
         aliases = self._aliases[str(folder)] = {}
-        inner = manifest.get("target")
-        tables = [(manifest, aliases), *((one, aliases) for one in _tables(inner))]
-        tables += [(one, self._shared_aliases) for one in (manifest.get("workspace"),) if isinstance(one, dict)]
+        tables = [(manifest, aliases), *((one, aliases) for one in _tables(manifest.get("target")))]
+        if isinstance(workspace := manifest.get("workspace"), dict):
+            tables.append((workspace, self._shared_aliases.setdefault(str(folder), {})))
         for table, into in tables:
             for kind in ("dependencies", "dev-dependencies", "build-dependencies"):
                 dependencies = table.get(kind)
                 for name, said in dependencies.items() if isinstance(dependencies, dict) else ():
-                    if isinstance(said, dict) and isinstance(said.get("package"), str):
-                        into[name.replace("-", "_")] = said["package"].replace("-", "_")
+                    package = said.get("package", name) if isinstance(said, dict) else name
+                    shared = isinstance(said, dict) and said.get("workspace") is True
+                    if isinstance(package, str):
+                        into[name.replace("-", "_")] = "" if shared else package.replace("-", "_")
 
     def _crate(self, path: str, name: str) -> str | None:
         """Returns the root of the crate that a file means by a name."""
-        folder = next((str(one) for one in PurePosixPath(path).parents if str(one) in self._aliases), "")
-        called = self._aliases.get(folder, {}).get(name) or self._shared_aliases.get(name)
+        folders = [str(one) for one in PurePosixPath(path).parents]
+        own: dict[str, str] = next((self._aliases[one] for one in folders if one in self._aliases), {})
+        called = own.get(name, name)
+        if not called:  # as its workspace says
+            around = (self._shared_aliases[one] for one in folders if one in self._shared_aliases)
+            called = next(around, {}).get(name, name)
         return self._crates.get(called or name)
 
     def _take_root(self, path: PurePosixPath) -> None:
