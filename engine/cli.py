@@ -57,8 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         status = _run(arguments)
         sys.stdout.flush()  # at the interpreter's exit it would be a traceback
-    except BrokenPipeError:
-        # The reader closed the pipe (`engine runs | head`).
+    except (BrokenPipeError, SystemExit) as error:
+        # Of a pipe that its reader closed (`engine runs | head`), rich makes an exit with 1.
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         _drop_output()
         return 0
     except OSError as error:
