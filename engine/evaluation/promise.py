@@ -28,6 +28,8 @@ _ORDER = tuple(
 )
 FEWEST = 3
 """Updates of a layout from which their time says something."""
+SET_BACK = 1.0
+"""Seconds from which a journal's time that goes back spoils the comparison; a time server's corrections are less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,9 @@ class Timeline:
 
 
 def read_timeline(events: Iterable[Envelope], until: float | None = None) -> Timeline | None:
-    """Reads the times of a run; None for a resumed one, whose attempts do not add up to a promise.
+    """Reads the times of a run.
+
+    None for a resumed one, whose attempts do not add up to a promise, and where the clock was set back meanwhile.
 
     Args:
         events: Its journal.
@@ -61,6 +65,8 @@ def read_timeline(events: Iterable[Envelope], until: float | None = None) -> Tim
     steps: dict[int, float] = {}
     starts = 0
     for envelope in events:
+        if last is not None and envelope.time < last - SET_BACK:
+            return None
         event, last = envelope.event, envelope.time
         if first is None:
             first = began = envelope.time

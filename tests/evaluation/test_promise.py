@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import pytest
 
@@ -93,6 +94,43 @@ def test_a_resumed_run_is_no_measure_of_a_promise():
     events = journal(choice, 1.0)
     again = [dataclasses.replace(event, time=event.time + 1e5) for event in events]
     assert read_timeline([*events, *again]) is None
+
+
+@pytest.mark.parametrize("back", [3600.0, 3e7])
+def test_a_clock_that_was_set_back_is_no_measure(back):
+    """Once, a report said that a phase took minus a year, and later plans took a tenth of its promise."""
+    events = journal(choose_plan(CONFIG, with_card("rtx-4090"), CODER, None), 1.0)
+    for first in range(1, len(events)):
+        late = [dataclasses.replace(event, time=event.time - back) for event in events[first:]]
+        # The clock of a long run may have passed more time than it was set back by.
+        assert read_timeline([*events[:first], *late]) is None or late[0].time >= events[first - 1].time
+    slightly = [*events[:5], *(dataclasses.replace(event, time=event.time - 0.01) for event in events[5:])]
+    assert read_timeline(slightly) is not None
+
+
+def test_odd_runs_do_not_carry_predictions_away():
+    """Nights in suspend, clocks at a stand and updates a million times too slow; then ordinary runs again."""
+    machine, draw, runs = with_card("rtx-4090"), random.Random(7), []
+    usual = choose_plan(CONFIG, machine, CODER, None)
+
+    def plan():
+        return choose_plan(CONFIG, dataclasses.replace(machine, past=PastRuns(tuple(runs))), CODER, None)
+
+    def keep(choice, events):
+        finished = dataclasses.replace(FINISHED, host_peak=draw.choice([None, 1, 2**60]))
+        if (took := read_timeline(events)) is not None:
+            runs.append(past_run(str(len(runs)), CODER.name, choice, STAGES, took, finished))
+
+    for _ in range(50):
+        choice = plan()
+        assert 0.1 * usual.seconds <= choice.seconds <= 10 * usual.seconds
+        events = journal(choice, draw.choice([1e-9, 1e-3, 1.0, 1e6]), first=draw.choice([0.0, 40.0, 1e5]))
+        pause = draw.choice([-events[-1].time, 0.0, 3600.0 * 12])
+        at = draw.randrange(len(events))
+        keep(choice, [dataclasses.replace(e, time=e.time + pause * (n >= at)) for n, e in enumerate(events)])
+    for _ in range(3):
+        keep(plan(), journal(usual, 1.0, first=5.0))
+    assert plan().seconds == pytest.approx(usual.seconds, rel=0.1)
 
 
 def test_a_comparison_holds_every_promised_phase_and_the_loss_that_past_runs_let_expect():
