@@ -5,6 +5,7 @@ https://www.deepspeed.ai/docs/config-json/ (DeepSpeed 0.19) documents the keys. 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def deepspeed_config(config: RunConfig, context: int | None = None, ranks: int =
         "train_batch_size": windows_per_update,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": windows_per_update,
-        "gradient_clipping": config.training.max_grad_norm,
+        "gradient_clipping": _clipping(config),
         # 4-bit weights compute in bf16, as does `auto` on a GPU that has it.
         "bf16": {"enabled": precision == "bf16" or (on_gpu and precision in ("auto", "nf4"))},
         "fp16": {"enabled": precision == "fp16"},
@@ -65,6 +66,12 @@ def deepspeed_config(config: RunConfig, context: int | None = None, ranks: int =
         "steps_per_print": 10,
         "wall_clock_breakdown": False,
     }
+
+
+def _clipping(config: RunConfig) -> float:
+    """Returns the largest norm as DeepSpeed takes it: 0 for any, where JSON has no infinity."""
+    norm = config.training.max_grad_norm
+    return norm if math.isfinite(norm) else 0.0
 
 
 def _of_this_run(config: RunConfig, ranks: int) -> dict[str, Any]:
@@ -92,7 +99,7 @@ def _of_this_run(config: RunConfig, ranks: int) -> dict[str, Any]:
         "train_batch_size": ranks,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.training.max_grad_norm,
+        "gradient_clipping": _clipping(config),
         "bf16": {"enabled": config.model.precision == "bf16" or (on_gpu and config.model.precision == "auto")},
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -199,6 +200,14 @@ def test_preflight_makes_paths_absolute(tmp_path, monkeypatch):
     assert checked.data.repositories == [str(repository)]
     assert checked.output.directory == str(tmp_path / "o")
     assert [path.name for path in tmp_path.iterdir()] == ["repository"]
+
+
+def test_deepspeed_json_holds_no_infinity():
+    """Gradients that are not to be clipped: other readers of JSON refuse Infinity."""
+    config = run_config.from_mapping({"training": {"max_grad_norm": math.inf}})
+    assert deepspeed_config(config)["gradient_clipping"] == 0.0
+    config = run_config.from_mapping({"training": {"max_grad_norm": math.inf}, "distributed": {"strategy": "zero2"}})
+    json.dumps(deepspeed_config(config, context=4096, ranks=2), allow_nan=False)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
