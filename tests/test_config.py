@@ -44,6 +44,7 @@ def test_every_field_is_documented_and_has_words_for_its_range():
         ({"output": {"model_name": "../up"}}, "output.model_name"),
         ({"data": {"repositories": "not a list"}}, "data.repositories"),
         ([], "(top level)"),
+        ({"distributed": {"timeout_minutes": math.inf}}, "distributed.timeout_minutes"),  # no timedelta holds it
     ],
 )
 def test_a_bad_value_is_refused_and_names_its_field(data, field):

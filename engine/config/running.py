@@ -181,7 +181,7 @@ class DistributedSection(Struct, forbid_unknown_fields=True, frozen=True, kw_onl
     ] = ""
     port: Annotated[int, Meta(ge=1, le=65535, description="TCP port of the first host where all hosts meet.")] = 29500
     timeout_minutes: Annotated[
-        float, Meta(gt=0, description="A rank that waits so long for the tensors of another ends the run.")
+        float, Meta(gt=0, le=525_600, description="A rank that waits so long for the tensors of another ends the run.")
     ] = 10.0
     silent_seconds: Annotated[
         float, Meta(ge=5, description="A rank that shows no sign of life for so long ends the run.")
