@@ -365,17 +365,13 @@ def _verdict(planning: PlanRequest, table: TierTable) -> str:
         )
     if table.ceiling != table.recommended:
         text += f" Tier {table.ceiling} is the highest that fits and the repository fills, with fewer updates."
-    return text + _within_trained(planning, table, row)
+    return text + (_within_trained(planning, table) if row.warning else "")
 
 
-def _within_trained(planning: PlanRequest, table: TierTable, recommended: TierPlan) -> str:
-    """Names the highest tier within the trained length where a recommended one is beyond it."""
-    if not recommended.warning:
-        return ""
+def _within_trained(planning: PlanRequest, table: TierTable) -> str:
     known = [row.tier for row in table.tiers if row.in_time and not row.warning]
-    if not known:
-        return f" Every tier is beyond the {planning.spec.max_context:,} tokens that {planning.spec.name} was trained with."
-    return f" Tier {known[-1]} is the highest within the length that the model was trained with."
+    which = f"Tier {known[-1]} is the highest" if known else "No tier is"
+    return f" {which} within the {planning.spec.max_context:,} tokens that {planning.spec.name} was trained with."
 
 
 def print_schedule(schedule: Schedule) -> None:
@@ -410,11 +406,9 @@ def print_schedule(schedule: Schedule) -> None:
             f"{addition.plan.tier} {format_seconds(addition.updates * addition.plan.step_seconds)}"
             f"{'' if addition.taken or addition.beyond_trained else ' (not taken)'}"
             for addition in schedule.additions
-        )
+        ) + _only_asked(schedule.additions)
         console.print(
-            f"{counted(schedule.additions[0].updates, 'update')} on the windows of each tier add: {adds}"
-            f"{_only_asked(schedule.additions)}",
-            style="dim",
+            f"{counted(schedule.additions[0].updates, 'update')} on the windows of each tier add: {adds}", style="dim"
         )
     for text in (schedule.note, schedule.longest.warning):
         if text:

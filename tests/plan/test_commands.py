@@ -70,9 +70,9 @@ def test_what_is_beyond_the_trained_length_is_said_to_need_a_tier(capsys, monkey
 def test_a_recommended_tier_beyond_the_trained_length_is_not_without_a_word(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     out = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "qwen2.5-coder-1.5b")[1]
-    assert "Tier 4 is the highest within the length that the model was trained with." in out
+    assert "Tier 4 is the highest within the 32,768 tokens that qwen2.5-coder-1.5b was trained with." in out
     out = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "phi-2")[1]
-    assert "Every tier is beyond the 2,048 tokens that phi-2 was trained with." in out
+    assert "No tier is within the 2,048 tokens that phi-2 was trained with." in out
 
 
 def test_a_tier_that_does_not_fit_ends_with_3(capsys):
