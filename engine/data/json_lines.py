@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -20,25 +21,31 @@ class RepeatedError(ValueError):
     """An object names a field twice."""
 
 
+class _Found(threading.local):
+    """What a thread has found in the row that it reads; a form looks at one folder while another is read."""
+
+    repeated: Repeated | None = None
+
+
 class RowDecoder(json.JSONDecoder):
     """Reads JSON: of a field that is given twice the last value, or `Repeated` in place of all where text is lost."""
 
     def __init__(self) -> None:
         super().__init__(object_pairs_hook=self._object)
-        self._repeated: Repeated | None = None
+        self._found = _Found()
 
     def raw_decode(self, s: str, idx: int = 0) -> tuple[Any, int]:
         """See JSONDecoder."""
-        self._repeated = None
+        self._found.repeated = None
         value, end = super().raw_decode(s, idx)
-        return self._repeated or value, end
+        return self._found.repeated or value, end
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
-        if len(found) < len(pairs) and self._repeated is None:
+        if len(found) < len(pairs) and self._found.repeated is None:
             lost = (name for name, value in pairs if isinstance(value, (str, list, dict)) and value != found[name])
             name = next(lost, None)
-            self._repeated = None if name is None else Repeated(name)
+            self._found.repeated = None if name is None else Repeated(name)
         return found
 
 

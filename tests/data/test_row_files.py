@@ -6,6 +6,8 @@ import bz2
 import gzip
 import io
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.json
@@ -13,6 +15,7 @@ import pytest
 from support.repositories import module
 
 from engine.config import DataSection
+from engine.data.json_lines import object_of
 from engine.data.rows import DataSet, open_data_set
 from engine.data.sources import open_sources
 from engine.errors import EliteError
@@ -129,3 +132,30 @@ def test_a_row_that_names_a_field_twice_is_counted_as_other_readers_refuse_it(
 def test_of_a_field_that_is_given_twice_the_last_is_read_where_no_text_is_lost(tmp_path: Path, first: str) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"text": {first}, "text": "a"}}\n')
     assert texts(tmp_path / "a.jsonl") == ["a"]
+
+
+def test_threads_that_read_rows_at_once_do_not_mix_what_they_find() -> None:
+    once = json.dumps({"messages": [{"content": str(number)} for number in range(300)]}).encode()
+    twice = b'{"messages": [' + b", ".join(b'{"content": "%d", "content": "x"}' % n for n in range(300)) + b"]}"
+    expected = json.loads(once)
+    read: list[bool] = []
+    refused: list[bool] = []
+
+    def reads() -> None:
+        read.extend(object_of(once) == expected for _ in range(1000))
+
+    def refuses() -> None:
+        for _ in range(1000):
+            with pytest.raises(ValueError, match="twice"):
+                object_of(twice)
+            refused.append(True)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(each) for each in (reads, refuses, reads, refuses)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
+    assert (sum(read), len(refused)) == (2000, 2000)
