@@ -137,6 +137,25 @@ def test_a_full_disk_under_standard_output_is_one_line(words, tmp_path):
     assert "please report" not in done.stderr
 
 
+@pytest.mark.parametrize("words", [["plan"], ["plan", "--json"], ["optimizations"], ["cache"]])
+def test_a_reader_that_leaves_is_no_failure(words, tmp_path):
+    """As `engine plan | head -1` does, under `set -o pipefail`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "engine", *words],
+            cwd=ROOT,
+            env={**os.environ, "ELITE_TUI_STATE_DIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("words", [["plan"], ["plan", "--json"], ["optimizations"], ["runs"]])
 def test_a_locale_without_unicode_loses_characters_alone(words, tmp_path):
     done = subprocess.run(
