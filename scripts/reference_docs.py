@@ -148,9 +148,9 @@ def tiers_page() -> str:
         "",
         GENERATED,
         "",
-        "A tier is a context length: how much of a repository one window sees. A run's windows grow to the highest that "
-        "fits with 12% of GPU, RAM and disk left free, in the time that there is, and that the repository fills, up to "
-        "the length that the model was trained with; `--tier` goes beyond it ([planning.md](planning.md#hours)).",
+        "A tier is a context length: how much of a repository one window sees. A run's windows grow to the highest "
+        "that fits with 12% of GPU, RAM and disk left free, in the time that there is, and that the repository fills, "
+        "up to the length that the model was trained with; `--tier` goes beyond it ([planning.md](planning.md#hours)).",
         "",
         "| tier | context | one window sees |",
         "|---|---|---|",

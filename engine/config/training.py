@@ -50,8 +50,8 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Annotated[float, Meta(gt=0, le=10_000)] | None,
         Meta(
             description="Hours that the whole run may take. The planner makes a schedule for them: most updates on "
-            "short windows, the last ones at the highest tier that the hours allow, up to the length that the model was "
-            "trained with, or at `tier`. Unset: as long as it takes.",
+            "short windows, the last ones at the highest tier that the hours allow, up to the length that the model "
+            "was trained with, or at `tier`. Unset: as long as it takes.",
             extra=option("--hours"),
         ),
     ] = None

@@ -51,7 +51,7 @@ class WholeHead(nn.Module):
         self._model = (model,)
         self.last = last
         apart = {id(p) for part in (_decoder(model), last) for p in part.parameters()}
-        # Of what stands between the decoder and the last layer (ModernBERT's head): whoever asks what is trained sees it.
+        # Of what stands between the decoder and the last layer, as in ModernBERT: it may be trained.
         self.between = nn.ParameterList(p for p in model.parameters() if id(p) not in apart)
 
     @property

@@ -88,7 +88,7 @@ def test_logits_that_change_after_the_last_layer_are_the_models_own(family, chan
 
 
 def test_a_head_has_the_weights_between_the_decoder_and_the_last_layer():
-    """Whoever asks whether a head is trained, as the streamed loss does, sees a layer that stands before the last one."""
+    """Whoever asks whether a head is trained, as the streamed loss does, sees a layer before the last one."""
     model = _model("modernbert-decoder", pad_token_id=0, layer_types=None)
     decoder, head = split_head(model)
     assert not {id(p) for p in decoder.parameters()} & {id(p) for p in (model.lm_head.dense.weight,)}
