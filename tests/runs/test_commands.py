@@ -250,8 +250,9 @@ def test_what_is_no_command_is_answered_with_all_of_them(name):
     assert done.returncode == 2
     assert f"unknown command {name}" in done.stderr
     assert "engine --help" in done.stderr
-    listed = engine("--help").stdout
-    assert [known for known in SUMMARIES if f"  {known} " not in listed] == []
+    # The longest name may have a line of its own.
+    listed = [line.split()[0] for line in engine("--help").stdout.splitlines() if line.startswith("    ")]
+    assert [known for known in SUMMARIES if known not in listed] == []
 
 
 def test_an_option_before_a_command_leaves_it_its_options():
