@@ -148,9 +148,10 @@ def packages_table() -> str:
         parses, ends, similar = (marks["completion", name] for name in ("parses", "ends", "edit similarity"))
         perplexity = package["perplexity"]
         change = perplexity["change_interval"]
+        between = _relative([change["low"], change["high"]]) if change else "too few files"
         lines.append(
             f"| {package['package']} | {package['steps']} | "
-            f"{perplexity['base']:.2f} → {perplexity['tuned']:.2f} ({change['low']:+.1%} to {change['high']:+.1%}) | "
+            f"{perplexity['base']:.2f} → {perplexity['tuned']:.2f} ({between}) | "
             f"{parses['base']:.1%} → {parses['tuned']:.1%} of {parses['functions']} ({_points(parses)}) | "
             f"{ends['base']:.1%} → {ends['tuned']:.1%} ({_points(ends)}) | "
             f"{similar['base']:.3f} → {similar['tuned']:.3f} |"
