@@ -48,7 +48,10 @@ class Run:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.corpus = Corpus(options.corpus)
         config = Qwen2Config.from_pretrained(options.shape)
-        self.model = first_weights(config, options.seed).to(self.device)
+        first = first_weights(config, options.seed)
+        if options.start is not None:
+            first.load_state_dict(Qwen2ForCausalLM.from_pretrained(options.start, dtype=torch.float32).state_dict())
+        self.model = first.to(self.device)
         self.updating = optimizers(self.model, options)
         self.peaks = [one.param_groups[0]["lr"] for one in self.updating]
         self.step, self.seconds, self.tokens = 0, 0.0, 0
@@ -173,7 +176,7 @@ def train(run: Run) -> bool:
         return options.long_context if reached >= 1.0 - options.long_share else options.context
 
     share[0] = done()
-    batches = run.corpus.batches(options.seed, run.step, options.tokens, options.fim, context)
+    batches = run.corpus.batches(options.seed, run.step, options.tokens, options.fim, context, options.plain)
     kept = scored = at = began
     seen = run.tokens
     while share[0] < 1.0 and time.monotonic() < deadline:
@@ -242,6 +245,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="folder of tokens.xz and tokens.json")
     parser.add_argument("--shape", type=Path, default=ROOT / "assets" / "demo-model" / "config.json")
+    parser.add_argument("--start", type=Path, help="folder of weights to go on from (default: random ones)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the state, and of the weights")
     parser.add_argument("--weights", type=Path, help="another folder of the weights")
     parser.add_argument("--limit-s", type=float, help="seconds of this process, start and end included")
@@ -254,6 +258,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=262_144, help="of an update")
     parser.add_argument("--at-once", type=int, default=131_072, help="tokens that go through the model together")
     parser.add_argument("--fim", type=float, default=0.35, help="share of windows of fill-in-the-middle")
+    parser.add_argument("--plain", type=float, default=0.2, help="share of the other windows without a path line")
     parser.add_argument("--rate", type=float, default=4e-3, help="AdamW's peak rate (embeddings, biases, norms)")
     parser.add_argument("--matrix-rate", type=float, default=6e-3, help="Muon's peak rate")
     parser.add_argument("--rate-scale", type=float, default=1.0, help="of both rates")

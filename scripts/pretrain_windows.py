@@ -52,18 +52,27 @@ class Corpus:
         "Of each file: the token after its path line."
         self._last = len(self.train) - int((self._texts - self._begins).max())
 
-    def batch(self, seed: int, step: int, windows: int, context: int, fim: float) -> np.ndarray:
-        """Cuts the windows of one step, which follow from seed and step. Shape (windows, context + 1), uint16."""
+    def batch(self, seed: int, step: int, windows: int, context: int, fim: float, plain: float = 0.0) -> np.ndarray:
+        """Cuts the windows of one step, which follow from seed and step. Shape (windows, context + 1), uint16.
+
+        Args:
+            seed: Of the training.
+            step: Number of the batch.
+            windows: Of the batch.
+            context: Tokens of a window, one less than it holds.
+            fim: Share of windows of fragments with their middle at the end.
+            plain: Share of the others that begin without a path line, as a prompt does that names no file.
+        """
         random = np.random.default_rng((seed, step))
-        return np.stack([self._window(random, context + 1, fim) for _ in range(windows)])
+        return np.stack([self._window(random, context + 1, fim, plain) for _ in range(windows)])
 
     def batches(
-        self, seed: int, step: int, tokens: int, fim: float, context: Callable[[int], int]
+        self, seed: int, step: int, tokens: int, fim: float, context: Callable[[int], int], plain: float = 0.0
     ) -> Iterator[np.ndarray]:
         """Yields the batches of all steps from `step` on, cut ahead by a thread.
 
         Args:
-            seed, step, fim: As in `batch`.
+            seed, step, fim, plain: As in `batch`.
             tokens: Of a batch.
             context: Called with a step for the context of its windows, some steps ahead.
         """
@@ -73,17 +82,19 @@ class Corpus:
             number = step
             while True:
                 length = context(number)
-                ready.put(self.batch(seed, number, tokens // length, length, fim))
+                ready.put(self.batch(seed, number, tokens // length, length, fim, plain))
                 number += 1
 
         threading.Thread(target=cut, daemon=True).start()
         while True:
             yield ready.get()
 
-    def _window(self, random: np.random.Generator, length: int, fim: float) -> np.ndarray:
+    def _window(self, random: np.random.Generator, length: int, fim: float, plain: float) -> np.ndarray:
         if random.random() >= fim:
             start = int(random.integers(self._last - length))
             file = self._file_at(start)
+            if plain and random.random() < plain:
+                return self._without_path(random, file, length)
             head, start = self._head(file), max(start, int(self._texts[file]))
             return np.concatenate([head, self.train[start : start + length - len(head)]])
         parts: list[np.ndarray] = []
@@ -92,6 +103,14 @@ class Corpus:
             parts += self._moved(random)
             left = length - sum(map(len, parts))
         return np.concatenate(parts)[:length]
+
+    def _without_path(self, random: np.random.Generator, file: int, length: int) -> np.ndarray:
+        """Returns a window from a file's beginning, or from one of its lines; half of them behind an end token."""
+        begin, end = int(self._texts[file]), int(self._ends[file])
+        start = begin if random.random() < 0.5 else self._line_start(int(random.integers(begin, end + 1)), begin)
+        start = min(start, len(self.train) - length)
+        before = np.full(int(random.integers(2)), self._end, dtype="<u2")
+        return np.concatenate([before, self.train[start : start + length - len(before)]])
 
     def _file_at(self, token: int) -> int:
         return int(np.searchsorted(self._ends, token))

@@ -228,11 +228,24 @@ def test_a_stretch_of_a_package_begins_with_the_path_of_its_file(packed):
         assert text.partition("<|endoftext|>")[0] in files[path]
 
 
+def test_a_plain_window_begins_without_a_path(packed):
+    out, files = packed
+    behind_an_end = 0
+    for window in script("pretrain_windows").Corpus(out).batch(0, 1, 40, 120, fim=0.0, plain=1.0):
+        assert len(window) == 121
+        text = demo_encoder().decode(window.tolist())
+        behind_an_end += text.startswith("<|endoftext|>")
+        first = text.removeprefix("<|endoftext|>").partition("<|endoftext|>")[0]
+        assert any(first in whole for whole in files.values())
+    assert 5 < behind_an_end < 35
+
+
 def options_of(out, folder, **changes):
     settings = {
         "corpus": out, "out": folder, "weights": None, "limit_s": None, "total_s": None, "steps": 4, "context": 64,
         "long_context": 128, "long_share": 0.5, "decay": 0.5, "tokens": 256, "at_once": 128, "fim": 0.5, "rate": 4e-3,
         "matrix_rate": 6e-3, "rate_scale": 1.0, "show": 1, "eager": True, "seed": 0, "shape": folder / "config.json",
+        "start": None, "plain": 0.5,
     }  # fmt: skip
     config = script("embedded_init").shape(192, 1, 8192, 8185)
     folder.mkdir()
@@ -250,7 +263,7 @@ def test_a_training_in_two_parts_ends_with_the_weights_of_one(packed, tmp_path):
     options = options_of(out, tmp_path / "parts")
     first = pretrain.Run(options)
     for step in range(2):
-        batch = first.corpus.batch(0, step, 4, 64, 0.5)
+        batch = first.corpus.batch(0, step, 4, 64, 0.5, 0.5)
         first.update(torch.from_numpy(batch.astype(np.int64)), pretrain.rate(step / 4, options.decay))
     first.keep()
     second = pretrain.Run(options)

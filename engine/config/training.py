@@ -37,8 +37,8 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Annotated[int, Meta(ge=1, le=11)] | Literal["max"] | None,
         Meta(
             description="Context tier, 1 (4K tokens) to 11 (4M tokens), or max: the highest that fits and the "
-            "repository fills, for windows that are all alike. Unset: a schedule whose windows grow to the highest "
-            "that hours and tokens allow, up to the length that the model was trained with.",
+            "repository fills, for windows that are all alike. Unset: a schedule whose windows grow as far as hours "
+            "and tokens allow, at most to the model's trained length.",
             extra=option("--tier"),
         ),
     ] = None

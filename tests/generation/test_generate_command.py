@@ -8,15 +8,15 @@ import subprocess
 import sys
 
 import pytest
+from support.command_line import status_of
 
-from engine.cli import main
 from engine.errors import EliteError
 from engine.generation.request import TextRequest, read_place
 from engine.generation.serving import serve
 
 
 def call(capsys, *arguments):
-    status = main(["generate", *arguments])
+    status = status_of(["generate", *arguments])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -53,8 +53,8 @@ def test_at_a_place_in_a_file(capsys, tmp_path):
     [
         (["demo"], "nothing to go on with"),
         (["demo", "--file", "/nowhere/at/all.py:3"], "/nowhere/at/all.py: No such file"),
-        (["demo", "--prompt", "x", "--top-p", "3"], "top_p"),
-        (["demo", "--prompt", "x", "--max-tokens", "0"], "max_tokens"),
+        (["demo", "--prompt", "x", "--top-p", "3"], "--top-p"),
+        (["demo", "--prompt", "x", "--max-tokens", "0"], "--max-tokens"),
         (["demo", "--prompt", "x", "--only", "tuned"], "no tuned model"),
         (["neither-run-nor-model", "--prompt", "x"], "no run and no model is called neither-run-nor-model"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data.test_conversation_rows import tokenizer
+from support.command_line import status_of
 from support.tiny import tiny_model
 from transformers import PreTrainedTokenizerFast
 
@@ -116,5 +117,5 @@ def test_what_cannot_be_written_is_refused(
     assert main(["replay", "--model", "demo", "--out", str(there)]) != 0
     assert there.read_text() == "mine"
     for wrong in (("--tokens", "0"), ("--longest", "0"), ("--seed", "-1")):
-        assert main(["replay", "--model", "demo", *wrong]) == 2
+        assert status_of(["replay", "--model", "demo", *wrong]) == 2
     assert not list(cache.rglob("*.jsonl"))

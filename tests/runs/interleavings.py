@@ -110,7 +110,7 @@ def watch(run: RunDirectory, notes: Path) -> None:
     seen: list[list[float]] = []
     for _ in range(12):
         news = handle.poll()
-        if handle.ending is not None and getattr(handle.ending, "error", "") == "child-died":
+        if handle.ending is not None and getattr(handle.ending, "error", "") in ("child-died", "run-moved"):
             news = [envelope for envelope in news if envelope.event is not handle.ending]  # not in the journal
         seen += [[envelope.seq, envelope.time] for envelope in news]
         _player.turn("poll")

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.command_line import status_of
 from support.exports import byte_fallback_tokenizer, byte_level_tokenizer
 
 from engine.cli import main
@@ -203,7 +204,7 @@ def test_who_is_let_in(token, loopback, status):
     ("arguments", "words"),
     [
         (["--host", "0.0.0.0", "--no-token"], "leave out --no-token"),
-        (["--port", "70000"], "0–65535"),
+        (["--port", "70000"], "0 to 65,535"),
         (["--rows", "0"], "--rows"),
         (["--token", "a\nb"], "--token"),
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
@@ -212,7 +213,7 @@ def test_who_is_let_in(token, loopback, status):
 )
 def test_what_is_refused_says_why(capsys, arguments, words):
     reference = [] if arguments[0][0] != "-" else ["demo"]
-    assert main(["serve", *reference, *arguments]) == 2
+    assert status_of(["serve", *reference, *arguments]) == 2
     captured = capsys.readouterr()
     assert words in captured.err
     assert len(captured.err.strip().splitlines()) == 1

@@ -35,7 +35,7 @@ async def test_the_first_screen_says_what_fits():
     app = make_app(machine=gpu_machine(), values=MODEL)
     async with app.run_test(size=(120, 36)) as pilot:
         await settled(pilot)
-        await until(pilot, lambda: "tier 6, 128K tokens: a window holds a medium project" in text_of(app, "#fits"))
+        await until(pilot, lambda: "tier 4, 32K tokens: a window holds a large module" in text_of(app, "#fits"))
         assert "windows grow to it from 8K; the run takes about" in text_of(app, "#fits")
         assert "(predicted)" in text_of(app, "#fits")
 
