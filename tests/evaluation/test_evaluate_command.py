@@ -47,7 +47,7 @@ def run(tmp_path_factory):
             "model": {"name": "demo", "device": "cpu"},
             "data": {"repositories": [str(repository)], "held_out_fraction": 0.3, "chat_template": "plain"},
             "lora": {"rank": 4},
-            "training": {"context": 128, "tokens_per_update": 512, "learning_rate": 2e-3, "max_steps": 3,
+            "training": {"context": 128, "tokens_per_update": 512, "learning_rate": 5e-4, "max_steps": 3,
                          "evaluate_tokens": 128},
             "evaluation": {"at_end": True, "tokens": 500, "functions": 2, "function_tokens": 64, "lines": 2},
             "output": {"directory": str(folder / "out")},

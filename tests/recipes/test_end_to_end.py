@@ -26,7 +26,9 @@ def call(tmp_path):
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     new_run = ["--repo", str(repository), "--output", str(tmp_path / "out"), "--model", "demo", "--max-steps", "6"]
-    for text in ("training.context=128", "training.tokens_per_update=512", "training.evaluate_tokens=512"):
+    # Few updates: at the rate of a whole run they would not lower the perplexity yet.
+    settings = ("context=128", "tokens_per_update=512", "evaluate_tokens=512", "learning_rate=0.0005")
+    for text in (f"training.{setting}" for setting in settings):
         new_run += ["--set", text]
 
     def start(*options, fresh=True):
