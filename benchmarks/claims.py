@@ -259,7 +259,7 @@ def convergence(kind: str, reference_kind: str, verdict: str) -> Finding:
 
 def compile_success() -> Finding:
     found = stored("packages")
-    how = "`python benchmarks/packages.py`, the embedded model fine-tuned on each of three packages it never saw"
+    how = "`python benchmarks/packages.py`, the embedded model fine-tuned on each of these packages, which it never saw"
     if found is None:
         return Finding(measured=NOT_YET, how=how, verdict="open")
     said, best = [], 0.0
