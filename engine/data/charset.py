@@ -10,7 +10,7 @@ import codecs
 import re
 from itertools import pairwise
 
-REVISION = 2
+REVISION = 3
 "Raised when the same bytes would be read otherwise; part of every store's key."
 _MARKS = (
     # UTF-32's little-endian mark begins with UTF-16's.
@@ -43,6 +43,8 @@ _SHIFTS = ((b"\x1b$B", "iso2022_jp_2"), (b"\x1b$@", "iso2022_jp_2"), (b"\x1b$)C"
 _UTF_8 = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 _MOST_IN_UTF_8 = 0.5
 "Share of the bytes above ASCII from which on a text is no language's in Latin letters, but UTF-8 that was damaged."
+_SURELY_UTF_8 = 0.75
+"The same for any language: of ten Chinese or Japanese characters none had as many bytes that could be UTF-8's."
 _ASIAN = ("cp932", "euc_jp", "gb18030", "big5", "cp949")
 _DETECTED = ("cp932", "euc_jp", "gb18030", "big5", "cp949", "koi8_r", "cp1251", "cp1253", "cp1254", "cp1250", "cp1252")
 _OWN_LETTERS = {"cp1254": frozenset("ğşıİĞŞ")}
@@ -122,6 +124,9 @@ def _by_its_looks(content: bytes) -> str | None:
     """Decodes the text by the encoding that charset-normalizer finds, or by one of Latin letters."""
     high = b"\n".join(line for line in content.split(b"\n") if not line.isascii())[:_LOOKED_AT]
     accented = len(content) - len(content.translate(None, bytes(range(128, 256))))
+    in_utf_8 = sum(map(len, _UTF_8.findall(content)))
+    if in_utf_8 > _SURELY_UTF_8 * accented:
+        return None
     if accented >= _FEWEST_HIGH:
         # Slow to import, and few files need it.
         from charset_normalizer import from_bytes
@@ -138,7 +143,6 @@ def _by_its_looks(content: bytes) -> str | None:
         text = _exactly(content, encoding) if encoding and encoding not in ("cp1250", "cp1252") else None
         if text is not None and not _OWN_LETTERS.get(encoding, frozenset(text)).isdisjoint(text):
             return text
-    in_utf_8 = sum(map(len, _UTF_8.findall(content)))
     if accented > _MOST_ACCENTED * len(content) or in_utf_8 > _MOST_IN_UTF_8 * accented:
         return None
     texts = [text for encoding in _LATIN if (text := _exactly(content, encoding)) is not None]

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.repositories import Write
 
@@ -154,6 +154,7 @@ def test_the_line_ends_that_emacs_names_do_not_hide_an_encoding(ends: str) -> No
     assert decode(text.encode("latin-1")) == text
 
 
+@example("aaß" + "a" * 35 + "ß€", 3)  # Shift-JIS by its kana.
 @given(st.text("aé ßü日€\n", min_size=40), st.integers(0, 39))
 def test_damaged_utf_8_is_read_as_nothing_else(text: str, place: int) -> None:
     content = text[:place].encode() + b"\xe9 " + text[place:].encode()
