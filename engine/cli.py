@@ -11,10 +11,11 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-from engine import __version__, errors
+from engine import __version__
 from engine.commands.parser import CommandParser, report
 from engine.commands.summaries import SUMMARIES, module_of
-from engine.errors import EliteError
+from engine.errors import INTERRUPTED, USAGE, EliteError
+from engine.errors.usage import STDOUT_UNWRITABLE, WORKING_DIRECTORY_GONE
 from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.standard_streams import open_standard_streams
 
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         _drop_output()
         with contextlib.suppress(OSError):  # stderr may be on the same disk
-            return report(errors.STDOUT_UNWRITABLE(problem=error.strerror or error), as_json=False)
-        return errors.USAGE
+            return report(STDOUT_UNWRITABLE(problem=error.strerror or error), as_json=False)
+        return USAGE
     return status
 
 
@@ -85,7 +86,7 @@ def _run(arguments: Sequence[str]) -> int:
     except EliteError as error:
         return report(error, as_json=as_json)
     except KeyboardInterrupt:
-        return errors.INTERRUPTED
+        return INTERRUPTED
     except BaseException as error:
         if isinstance(error, SystemExit | BrokenPipeError):
             raise
@@ -113,7 +114,7 @@ def require_working_directory() -> None:
     try:
         os.getcwd()  # noqa: PTH109 - pathlib's would be the same call
     except OSError as error:
-        raise errors.WORKING_DIRECTORY_GONE() from error
+        raise WORKING_DIRECTORY_GONE() from error
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from engine import errors
 from engine.cli import build_parser
 from engine.config import RunConfig, fields, to_yaml
+from engine.errors import DOES_NOT_FIT, INTERRUPTED, TRAINING_FAILED, USAGE, all_kinds
 from engine.hardware.cards import Card, find_card, simulate
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
@@ -65,10 +65,10 @@ def configuration_page() -> str:
         "| code | meaning |",
         "|---|---|",
         "| 0 | done |",
-        f"| {errors.USAGE} | wrong usage or configuration |",
-        f"| {errors.DOES_NOT_FIT} | it does not fit, or a check before the start failed |",
-        f"| {errors.TRAINING_FAILED} | training failed; a checkpoint was kept where there was one to keep |",
-        f"| {errors.INTERRUPTED} | interrupted, after a checkpoint |",
+        f"| {USAGE} | wrong usage or configuration |",
+        f"| {DOES_NOT_FIT} | it does not fit, or a check before the start failed |",
+        f"| {TRAINING_FAILED} | training failed; a checkpoint was kept where there was one to keep |",
+        f"| {INTERRUPTED} | interrupted, after a checkpoint |",
         "",
     ]
     section = ""
@@ -296,10 +296,10 @@ def _longest(spec: ModelSpec, card: Card, ram: int) -> str:
 # --- troubleshooting -----------------------------------------------------------------------------------------
 
 _CODES = {
-    errors.USAGE: "Wrong usage or configuration (exit code 2)",
-    errors.DOES_NOT_FIT: "It does not fit, or a check before the start failed (exit code 3)",
-    errors.TRAINING_FAILED: "Training failed (exit code 4)",
-    errors.INTERRUPTED: "Interrupted (exit code 130)",
+    USAGE: "Wrong usage or configuration (exit code 2)",
+    DOES_NOT_FIT: "It does not fit, or a check before the start failed (exit code 3)",
+    TRAINING_FAILED: "Training failed (exit code 4)",
+    INTERRUPTED: "Interrupted (exit code 130)",
 }
 
 
@@ -316,7 +316,7 @@ def troubleshooting_page() -> str:
         "",
     ]
     for code, title in _CODES.items():
-        kinds = sorted((kind for kind in errors.all_kinds() if kind.exit_code == code), key=lambda kind: kind.code)
+        kinds = sorted((kind for kind in all_kinds() if kind.exit_code == code), key=lambda kind: kind.code)
         if kinds:
             lines += [f"## {title}", "", "| code | says | remedy |", "|---|---|---|"]
             lines += [

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from elite_tui.child_process import EngineChild
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.planning import MEASURING_FAILED
 
 REMEDY = "the command does the same without the app; plans go by predictions until then"
 
@@ -41,8 +42,8 @@ class EngineProcess(EngineChild):
             raise self._failure(words, told.get("remedy", ""))
         return told
 
-    def _failure(self, problem: str, remedy: str = "") -> errors.EliteError:
-        return errors.MEASURING_FAILED(command=self._name, problem=problem, remedy=remedy or REMEDY)
+    def _failure(self, problem: str, remedy: str = "") -> EliteError:
+        return MEASURING_FAILED(command=self._name, problem=problem, remedy=remedy or REMEDY)
 
     def stop(self) -> None:
         """Interrupts the process, which ends its children. `run` then raises."""

@@ -108,8 +108,8 @@ def request_of(state: Generation) -> dict[str, Any]:
 
     import msgspec
 
-    from engine import errors
     from engine.commands.option_values import number, whole_number
+    from engine.errors.generation import SAMPLING_INVALID
     from engine.generation.request import TextRequest
 
     kinds: dict[str, Callable[[str], float]] = {
@@ -124,8 +124,8 @@ def request_of(state: Generation) -> dict[str, Any]:
             try:
                 values[name] = kind(state.settings[name].strip() or DEFAULTS[name])
             except ArgumentTypeError as error:
-                raise errors.SAMPLING_INVALID(problem=f"{_LABELS[name]}: {error}") from error
+                raise SAMPLING_INVALID(problem=f"{_LABELS[name]}: {error}") from error
         msgspec.convert(values, TextRequest)
     except (ValueError, msgspec.ValidationError) as error:
-        raise errors.SAMPLING_INVALID(problem=error) from error
+        raise SAMPLING_INVALID(problem=error) from error
     return values

@@ -13,8 +13,8 @@ from textual.widgets import Button, Input, Static
 
 from elite_tui.format.figures import printable
 from elite_tui.widgets.line_input import LineInput
-from engine import errors
 from engine.errors import EliteError
+from engine.errors.export import EXPORT_EXISTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,7 +102,7 @@ class ExportScreen(ModalScreen[None]):
             except EliteError as error:
                 # The process's own error, without MEASURING_FAILED's wording.
                 problem, remedy = error.values.get("problem", str(error)), error.remedy
-                exists = process.error == errors.EXPORT_EXISTS.code
+                exists = process.error == EXPORT_EXISTS.code
                 if exists:
                     remedy = "press again to write into the folder above, or name another"
                 self.post_message(self.Said(f"{problem}; {remedy}", ended=True, exists=exists))

@@ -142,7 +142,7 @@ class GenerateScreen(AppScreen):
             self.action_write()
 
     def _read_place(self, place: str) -> None:
-        from engine import errors
+        from engine.errors.generation import PROMPT_UNREADABLE
         from engine.generation.request import read_place
 
         state = self.state.generation
@@ -151,7 +151,7 @@ class GenerateScreen(AppScreen):
                 return
             path, before, after = read_place(place)
             if len(before) > LONGEST:
-                raise errors.PROMPT_UNREADABLE(
+                raise PROMPT_UNREADABLE(
                     path=path,
                     problem=f"{len(before):,} characters are too many to edit here; `engine generate` takes it",
                 )

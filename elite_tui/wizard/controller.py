@@ -15,8 +15,8 @@ from elite_tui.host import Debounce
 from elite_tui.state_part import StatePart
 from elite_tui.wizard.facts import Reading
 from elite_tui.wizard.what_if import WhatIf
-from engine import errors
 from engine.errors import EliteError
+from engine.errors.data import READING_STOPPED
 from engine.runs.crash_log import internal_error
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class WizardController:
 
         def progress(done: int, total: int, what: str) -> None:
             if stopped.is_set():
-                raise errors.READING_STOPPED()
+                raise READING_STOPPED()
             share = done / total if total else 0.0
             self._host.post_message(messages.ReadingProgressed(Reading(share, f"{done:,} of {total:,} {what}")))
 

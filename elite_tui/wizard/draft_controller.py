@@ -9,8 +9,8 @@ from elite_tui.format.figures import printable
 from elite_tui.state_part import StatePart
 from elite_tui.wizard.presets import Preset, apply
 from elite_tui.wizard.what_if import FIELDS, key_of
-from engine import errors
 from engine.config import field_spec, to_mapping
+from engine.errors.planning import OPTIMIZATION_UNAVAILABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,9 +114,7 @@ class DraftController:
         if state is not None and state.state == "unavailable":
             on = is_switched_on(config, find_optimization(name))
             if not on:
-                raise errors.OPTIMIZATION_UNAVAILABLE(
-                    id=name, reason=state.reason, remedy="the plan goes on without it"
-                )
+                raise OPTIMIZATION_UNAVAILABLE(id=name, reason=state.reason, remedy="the plan goes on without it")
         self._take(config, toggle(config, name, on=not on))
 
     def unswitch(self, name: str) -> None:

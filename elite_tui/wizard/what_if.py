@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine.errors.planning import WHAT_IF_WITHOUT_GPU
+from engine.errors.usage import CONFIG_INVALID
 
 if TYPE_CHECKING:
     from elite_tui.wizard.draft import Draft
@@ -61,7 +62,7 @@ class WhatIf:
             )
         if vram is not None:
             if not machine.gpus:
-                raise errors.WHAT_IF_WITHOUT_GPU(vram=self.vram)
+                raise WHAT_IF_WITHOUT_GPU(vram=self.vram)
             first = replace(machine.gpus[0], memory_total=vram, memory_free=vram)
             machine = replace(machine, gpus=(first, *machine.gpus[1:]))
         if ram is not None:
@@ -89,7 +90,7 @@ def bytes_of(label: str, text: str) -> int | None:
     except ValueError:
         value = math.nan
     if not 0 < value <= LARGEST_GIB:
-        raise errors.CONFIG_INVALID(
+        raise CONFIG_INVALID(
             source="what if", field=label, problem=f"{text} is not a size in GiB", remedy="write for example 24"
         )
     return round(value * GIB)

@@ -20,7 +20,7 @@ from engine.attention.memory_efficient import MemoryEfficient
 from engine.attention.softcapped import SoftcappedAttention
 from engine.attention.torch_flash import TorchFlash
 from engine.attention.unequal_heads import for_heads
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 
 BACKENDS: tuple[type[AttentionBackend], ...] = (CudnnFlash, TorchFlash, FlashAttnPackage, MemoryEfficient, CpuFlash)
 

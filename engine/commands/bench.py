@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import config, errors
+from engine import config
 from engine.commands.option_values import number, whole_number
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
-from engine.errors import StreamPlanError, one_line
+from engine.errors import one_line
+from engine.errors.planning import PLAN_INVALID, StreamPlanError
+from engine.errors.runs import OUTPUT_UNWRITABLE
+from engine.errors.usage import FILE_UNWRITABLE, USAGE_INVALID
 from engine.launch.recipe_import import collector_at_rest
 from engine.plan.stream_plan import StreamPlan, base_weights
 from engine.quantities import counted, format_bytes, format_timing
@@ -101,7 +104,7 @@ def _run_suite(args: argparse.Namespace, notify: Tell) -> Report:
         table = suite_table(args.output)
         (args.output / "report.md").write_text(table + "\n", encoding="utf-8")
     except OSError as error:
-        raise errors.OUTPUT_UNWRITABLE(path=args.output, problem=error.strerror or error) from error
+        raise OUTPUT_UNWRITABLE(path=args.output, problem=error.strerror or error) from error
     found = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(args.output.glob("*.json"))}
     return functools.partial(_print, args, found, lambda _: table)
 
@@ -165,7 +168,7 @@ def _run_streaming(args: argparse.Namespace, notify: Tell) -> Report:
     context = (args.context or [131_072])[-1]
     chosen = _plan_fields(args.plan)
     if args.layers is not None and args.layers > spec.layers:
-        raise errors.USAGE_INVALID(
+        raise USAGE_INVALID(
             problem=f"argument --layers: {spec.name} has {counted(spec.layers, 'layer')}", command="engine bench"
         )
 
@@ -175,11 +178,11 @@ def _run_streaming(args: argparse.Namespace, notify: Tell) -> Report:
 
     placement = choose_placement(args.device, args.precision)
     if args.vram_cap is not None and placement.device.type != "cuda":
-        raise errors.USAGE_INVALID(
+        raise USAGE_INVALID(
             problem="argument --vram-cap: it limits a GPU's memory, and this runs on a CPU", command="engine bench"
         )
     if not args.spill.is_dir():
-        raise errors.FILE_UNWRITABLE(path=args.spill, problem="it is not a folder", option="--spill")
+        raise FILE_UNWRITABLE(path=args.spill, problem="it is not a folder", option="--spill")
     plan = _plan(chosen, nf4=placement.precision == "nf4")
     notify(f"{spec.name}, {context:,} tokens on {placement.device}: {counted(args.repeats, 'step')}")
     try:
@@ -196,7 +199,7 @@ def _run_streaming(args: argparse.Namespace, notify: Tell) -> Report:
             spill_directory=args.spill,
         )
     except StreamPlanError as error:
-        raise errors.PLAN_INVALID(text=" ".join(args.plan), problem=error) from error
+        raise PLAN_INVALID(text=" ".join(args.plan), problem=error) from error
     if not args.no_floor:
         notify("attention and matrix products alone")
         measured |= measure_floors(spec, context, measured, placement)
@@ -210,7 +213,7 @@ def _plan_fields(texts: list[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or name not in known:
-            raise errors.PLAN_INVALID(text=text, problem=f"known fields are {', '.join(sorted(known))}")
+            raise PLAN_INVALID(text=text, problem=f"known fields are {', '.join(sorted(known))}")
         fields[name] = config.parse_value(value)
     return fields
 
@@ -224,7 +227,7 @@ def _plan(fields: dict[str, Any], *, nf4: bool) -> StreamPlan:
         return StreamPlan(**fields)
     except StreamPlanError as error:
         text = " ".join(f"{name}={value}" for name, value in fields.items())
-        raise errors.PLAN_INVALID(text=text, problem=error) from error
+        raise PLAN_INVALID(text=text, problem=error) from error
 
 
 def _describe(measured: dict[str, Any]) -> str:

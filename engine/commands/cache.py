@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _named(copies: list[KeptCopy], names: list[str]) -> list[KeptCopy]:
-    from engine import errors
+    from engine.errors.model import COPY_UNKNOWN
 
     if ALL in names:
         return copies
@@ -58,17 +58,17 @@ def _named(copies: list[KeptCopy], names: list[str]) -> list[KeptCopy]:
         matching = [copy for copy in copies if name and copy.path.name.startswith(name)]
         if len(matching) != 1:
             problem = f"{len(matching)} copies are" if matching else "no copy is"
-            raise errors.COPY_UNKNOWN(name=name or "''", problem=problem)
+            raise COPY_UNKNOWN(name=name or "''", problem=problem)
         found += matching
     return found
 
 
 def _remove(copy: KeptCopy) -> None:
-    from engine import errors
+    from engine.errors.model import COPY_IN_USE
     from engine.models.kept_copies import remove_copy
 
     if not remove_copy(copy.path):
-        raise errors.COPY_IN_USE(path=copy.path)
+        raise COPY_IN_USE(path=copy.path)
     print(f"removed {copy.path.name} ({format_bytes(copy.size)})", file=sys.stderr)  # noqa: T201
 
 

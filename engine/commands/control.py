@@ -7,9 +7,10 @@ import sys
 import time
 import uuid
 
-from engine import errors
 from engine.commands.option_values import seconds
 from engine.commands.train import add_display_arguments
+from engine.errors import USAGE, EliteError, one_line
+from engine.errors.runs import RUN_DAMAGED
 
 _POLL_S = 0.1
 _A_DAY = 86_400
@@ -49,7 +50,7 @@ def _attach(args: argparse.Namespace) -> int:
     handle = RunHandle.attach(run_index.find_run(args.reference))
     try:
         notify = handle.run.load_config().notify.desktop
-    except errors.EliteError:
+    except EliteError:
         notify = True  # of another version
     with open_display(**display_options(args, notify=notify)) as display:
         try:
@@ -57,7 +58,7 @@ def _attach(args: argparse.Namespace) -> int:
                 for envelope in handle.poll():
                     display.show(envelope)
                 if handle.unreadable:
-                    raise errors.RUN_DAMAGED(path=handle.run.path, problem=handle.problem)
+                    raise RUN_DAMAGED(path=handle.run.path, problem=handle.problem)
                 if not handle.behind:
                     time.sleep(_POLL_S)
         except KeyboardInterrupt:
@@ -94,5 +95,5 @@ def _send(args: argparse.Namespace) -> int:
     if args.json:
         print_json(asdict(answer))
     done = "done" if answer.accepted else "refused"
-    print(f"{args.command} {done}: run {run.id} {errors.one_line(answer.text)}".rstrip(), file=sys.stderr)  # noqa: T201
-    return 0 if answer.accepted else errors.USAGE
+    print(f"{args.command} {done}: run {run.id} {one_line(answer.text)}".rstrip(), file=sys.stderr)  # noqa: T201
+    return 0 if answer.accepted else USAGE

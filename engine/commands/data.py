@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import config, errors
+from engine import config
 from engine.commands.option_values import whole_number
 from engine.commands.output import print_json
 from engine.data.collect import describe_skipped
 from engine.data.filters import PROBLEMS
 from engine.data.fim import share_in_words
+from engine.errors.data import REPOSITORY_UNSET
 from engine.plan.tiers import tiers
 from engine.quantities import counted, format_seconds
 
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     asked = config.from_mapping(given, source="command line")
     data = asked.data
     if not (data.repositories or data.datasets):
-        raise errors.REPOSITORY_UNSET()
+        raise REPOSITORY_UNSET()
     with _progress_display() as progress:
         dataset = build_dataset(
             data,

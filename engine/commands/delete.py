@@ -20,21 +20,22 @@ def run(args: argparse.Namespace) -> int:
         EliteError: RUN_UNKNOWN, RUN_AMBIGUOUS, RUN_DAMAGED, RUN_STILL_ACTIVE, or RUN_UNDELETABLE (also without a
             terminal and --yes).
     """
-    from engine import errors
     from engine.commands.output import print_json
+    from engine.errors import INTERRUPTED, one_line
+    from engine.errors.runs import RUN_DELETION_UNCONFIRMED
     from engine.runs import run_index
     from engine.runs.deletion import delete_run
 
     found = run_index.find_run(args.reference)
     if not args.yes:
         if not sys.stdin.isatty():
-            raise errors.RUN_DELETION_UNCONFIRMED(run=found.id)
+            raise RUN_DELETION_UNCONFIRMED(run=found.id)
         word = found.id[-4:]
-        words = f"{errors.one_line(found.path)} is permanently deleted, with its checkpoints and its adapter."
+        words = f"{one_line(found.path)} is permanently deleted, with its checkpoints and its adapter."
         print(words, file=sys.stderr)  # noqa: T201
         if input(f"Type {word} to confirm: ").strip() != word:
             print("nothing was deleted", file=sys.stderr)  # noqa: T201
-            return errors.INTERRUPTED
+            return INTERRUPTED
     delete_run(found)
     if args.json:
         print_json({"deleted": found.id, "path": str(found.path)})

@@ -11,7 +11,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine.errors import DOES_NOT_FIT, one_line
 from engine.quantities import counted
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         print_json([asdict(row) for row in rows])
     elif console is not None:
         _conclude(console, rows, quick=args.quick)
-    return errors.DOES_NOT_FIT if failed(rows) else 0
+    return DOES_NOT_FIT if failed(rows) else 0
 
 
 def _console() -> Console:
@@ -60,10 +60,10 @@ def _show(console: Console, row: Check) -> None:
     from rich.text import Text
 
     sign, style = _SIGNS[row.status]
-    line = Text.assemble((f"{sign} ", style), (f"{row.name:<23} ", "bold"), errors.one_line(row.text))
+    line = Text.assemble((f"{sign} ", style), (f"{row.name:<23} ", "bold"), one_line(row.text))
     console.print(line, soft_wrap=True)
     if row.remedy:
-        console.print(Text(f"{'':26}→ {errors.one_line(row.remedy)}", style=style), soft_wrap=True)
+        console.print(Text(f"{'':26}→ {one_line(row.remedy)}", style=style), soft_wrap=True)
 
 
 def _conclude(console: Console, rows: list[Check], *, quick: bool) -> None:

@@ -8,10 +8,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from engine import config, errors
+from engine import config
 from engine.commands.option_values import number, whole_number
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
+from engine.errors import one_line
+from engine.errors.generation import PROMPT_MISSING, SAMPLING_INVALID
 from engine.launch.recipe_import import collector_at_rest
 from engine.quantities import format_seconds
 
@@ -103,7 +105,7 @@ def _request(args: argparse.Namespace) -> TextRequest:
     elif args.prompt is not None:
         prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     else:
-        raise errors.PROMPT_MISSING()
+        raise PROMPT_MISSING()
     values: dict[str, Any] = {
         "prompt": prompt,
         "path": path,
@@ -116,7 +118,7 @@ def _request(args: argparse.Namespace) -> TextRequest:
     try:
         return msgspec.convert(values, TextRequest)
     except msgspec.ValidationError as error:
-        raise errors.SAMPLING_INVALID(problem=error) from error
+        raise SAMPLING_INVALID(problem=error) from error
 
 
 def _write(
@@ -146,7 +148,7 @@ def _out(text: str) -> None:
 
 
 def _note(text: str) -> None:
-    sys.stderr.write(f"{errors.one_line(text)}\n")
+    sys.stderr.write(f"{one_line(text)}\n")
 
 
 def _say(event: dict[str, Any]) -> None:

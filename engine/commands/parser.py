@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from engine import errors
 from engine.commands.output import print_json
 from engine.errors import EliteError
+from engine.errors.usage import USAGE_INVALID
 
 _MAY_BE_EMPTY = ("--model-name", "--prompt")
 """Options for which an empty value has a meaning. Elsewhere it is a shell's variable that is unset."""
@@ -64,7 +64,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends with one line."""
-        error = errors.USAGE_INVALID(problem=message, command=self.prog)
+        error = USAGE_INVALID(problem=message, command=self.prog)
         self.exit(report(error, as_json=self._as_json, program=self.prog.partition(" ")[0]))
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import structs
 
-from engine import config, errors
+from engine import config
 from engine.commands.admission import admit_model
 from engine.commands.cluster_table import describe_cluster, print_cluster
 from engine.commands.option_values import gib_in_bytes, number, whole_number
 from engine.commands.output import print_json
 from engine.commands.run_options import add_stream_option, read_stream_options
+from engine.errors import DOES_NOT_FIT
 from engine.hardware.machine import Machine
 from engine.hardware.target import target_machine
 from engine.models.catalogue import ModelSpec, catalogue, find_model
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
 
         print_cluster(Console(markup=False, highlight=False, emoji=False), cluster, plans)
     if tier is not None and not table.row(tier).fits:
-        return errors.DOES_NOT_FIT
+        return DOES_NOT_FIT
     return 0
 
 

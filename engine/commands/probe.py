@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import config, errors
+from engine import config
 from engine.commands.option_values import whole_number
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.commands.run_options import add_stream_option, read_stream_options
 from engine.config import LoraSection, TrainingSection
+from engine.errors.model import DEVICE_UNAVAILABLE
+from engine.errors.planning import CONTEXT_DOES_NOT_FIT, PLAN_INVALID
 from engine.launch.recipe_import import collector_at_rest
 from engine.plan.tiers import tiers
 from engine.quantities import format_bytes, format_seconds
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """
     planning, row = _planned(args)
     if not row.fits:
-        raise errors.CONTEXT_DOES_NOT_FIT(context=f"{row.context:,}", reason=row.reason, remedy=row.remedy)
+        raise CONTEXT_DOES_NOT_FIT(context=f"{row.context:,}", reason=row.reason, remedy=row.remedy)
     probed = _probe(args, planning, row)
     found = _compare(planning, row, probed)
     _keep(planning.machine, planning, row, found)
@@ -80,7 +82,7 @@ def _planned(args: argparse.Namespace) -> tuple[PlanRequest, TierPlan]:
 
     machine = take_inventory(args.output)
     if args.device == "cuda" and not machine.gpus:
-        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
+        raise DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
     machine = without_gpu(machine) if args.device == "cpu" else machine
     planning = PlanRequest.of(
         machine,
@@ -118,7 +120,7 @@ def _probe(args: argparse.Namespace, planning: PlanRequest, row: TierPlan) -> Pr
 def _run_probe(args: argparse.Namespace, planning: PlanRequest, row: TierPlan, terminal: Terminal) -> Probed:
     from rich.console import Console
 
-    from engine.errors import StreamPlanError
+    from engine.errors.planning import StreamPlanError
 
     with collector_at_rest():
         from engine.benchmarking.probe import probe_streamed, probe_window
@@ -134,7 +136,7 @@ def _run_probe(args: argparse.Namespace, planning: PlanRequest, row: TierPlan, t
                 planning.spec, row.context, row.layout.stream, placement, rank=args.rank, spill_directory=Path(spill)
             )
         except StreamPlanError as error:
-            raise errors.PLAN_INVALID(text=f"the plan for {row.context:,} tokens", problem=error) from error
+            raise PLAN_INVALID(text=f"the plan for {row.context:,} tokens", problem=error) from error
 
 
 def _existing(path: Path) -> Path:

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
 from engine.commands.output import print_json
+from engine.errors.runs import OUTPUT_UNWRITABLE
 from engine.hardware import measured_files
 from engine.hardware.inventory import LIBRARIES, Machine, take_inventory
 from engine.quantities import format_bytes
@@ -61,7 +61,7 @@ def _measure(machine: Machine, output: Path) -> Measured:
     try:
         measured_files.store(machine, found)
     except OSError as error:
-        raise errors.OUTPUT_UNWRITABLE(path="the user's cache folder", problem=error) from error
+        raise OUTPUT_UNWRITABLE(path="the user's cache folder", problem=error) from error
     return found
 
 

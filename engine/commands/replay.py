@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine import config, errors
+from engine import config
 from engine.commands.option_values import whole_number
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
+from engine.errors import one_line
+from engine.errors.generation import REPLAY_UNAVAILABLE
+from engine.errors.usage import FILE_UNWRITABLE
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         EliteError: REPLAY_UNAVAILABLE, CHAT_TEMPLATE_UNUSABLE, MODEL_*, FILE_UNWRITABLE.
     """
     if args.out is not None and args.out.exists():
-        raise errors.FILE_UNWRITABLE(option="--out", path=args.out, problem="it exists already")
+        raise FILE_UNWRITABLE(option="--out", path=args.out, problem="it exists already")
     with libraries_logged() as terminal:
         path = args.out or _cached(args)
         reused = path.exists()
@@ -116,14 +119,14 @@ def _write(args: argparse.Namespace, path: Path, note: Callable[[str], None]) ->
     try:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     except NothingWrittenError:
-        raise errors.REPLAY_UNAVAILABLE(model=args.model) from None
+        raise REPLAY_UNAVAILABLE(model=args.model) from None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         replace_text(path, "".join(lines))
     except OSError as error:
-        raise errors.FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
+        raise FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
     return {"rows": len(lines)}
 
 
 def _note(text: str) -> None:
-    sys.stderr.write(f"{errors.one_line(text)}\n")
+    sys.stderr.write(f"{one_line(text)}\n")

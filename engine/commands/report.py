@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _find(reference: str | None) -> RunDirectory | None:
     """Finds the run, also one whose folder has no configuration left."""
-    from engine import errors
+    from engine.errors import EliteError
+    from engine.errors.runs import RUN_DAMAGED, RUN_UNKNOWN
     from engine.runs import run_index
     from engine.runs.run_directory import RunDirectory
 
@@ -70,8 +71,8 @@ def _find(reference: str | None) -> RunDirectory | None:
         return runs[0] if runs else None
     try:
         return run_index.find_run(reference)
-    except errors.EliteError as error:
-        if error.kind not in (errors.RUN_UNKNOWN, errors.RUN_DAMAGED) or not reference or "\0" in reference:
+    except EliteError as error:
+        if error.kind not in (RUN_UNKNOWN, RUN_DAMAGED) or not reference or "\0" in reference:
             raise
         folders = [Path(reference), *(output / "runs" / reference for output in run_index.known_outputs())]
         for folder in folders:
@@ -91,7 +92,7 @@ def _agrees(target: Path) -> bool:
 
 
 def _write(target: Path, text: str) -> None:
-    from engine import errors
+    from engine.errors.runs import REPORT_UNWRITABLE
 
     try:
         # A new file for its owner alone: no other file is written over, no link followed.
@@ -99,7 +100,7 @@ def _write(target: Path, text: str) -> None:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
     except (OSError, ValueError) as error:
-        raise errors.REPORT_UNWRITABLE(path=target, problem=getattr(error, "strerror", None) or error) from error
+        raise REPORT_UNWRITABLE(path=target, problem=getattr(error, "strerror", None) or error) from error
 
 
 def _say(text: str) -> None:

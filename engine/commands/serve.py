@@ -8,9 +8,11 @@ import sys
 import threading
 from collections.abc import Mapping
 
-from engine import config, errors
+from engine import config
 from engine.commands.option_values import whole_number
 from engine.commands.quiet_libraries import Terminal, libraries_logged
+from engine.errors import one_line
+from engine.errors.generation import SERVE_INVALID, SERVE_LIBRARY, SERVE_OPEN
 from engine.launch.recipe_import import collector_at_rest
 
 LONGEST = 32_768
@@ -61,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio", "h11", "click"):
             raise
-        raise errors.SERVE_LIBRARY() from error
+        raise SERVE_LIBRARY() from error
     loopback = guard.is_loopback(args.host)
     if args.no_token and not loopback:
-        raise errors.SERVE_OPEN(host=args.host)
+        raise SERVE_OPEN(host=args.host)
     token = "" if args.no_token else args.token or secrets.token_urlsafe(24)
     opened = server.listen(args.host, args.port)
     with opened, libraries_logged() as terminal:
@@ -103,7 +105,7 @@ def _check(args: argparse.Namespace) -> None:
         EliteError: SERVE_INVALID.
     """
     if not args.token.isascii() or not args.token.isprintable() or args.token != args.token.strip():
-        raise errors.SERVE_INVALID(problem="--token must be of ASCII characters, without spaces around it")
+        raise SERVE_INVALID(problem="--token must be of ASCII characters, without spaces around it")
 
 
 def _greet(terminal: Terminal, address: str, names: Mapping[str, str], token: str, about: str) -> None:
@@ -119,4 +121,4 @@ def _say(text: str) -> None:
 
 
 def _note(text: str) -> None:
-    sys.stderr.write(f"{errors.one_line(text)}\n")
+    sys.stderr.write(f"{one_line(text)}\n")

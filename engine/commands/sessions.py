@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
 from engine.commands.output import print_json
+from engine.errors import one_line
+from engine.errors.data import DATA_SET_UNUSABLE
+from engine.errors.usage import DATE_INVALID, FILE_UNWRITABLE
 from engine.home_folder import expand_home
 from engine.quantities import counted
 
@@ -59,14 +61,14 @@ def run(args: argparse.Namespace) -> int:
             if given := getattr(args, option):
                 setattr(args, option, date.fromisoformat(given).isoformat())
         except ValueError:
-            raise errors.DATE_INVALID(option=option, value=given) from None
+            raise DATE_INVALID(option=option, value=given) from None
     for place in args.places:
         try:
             found_there = expand_home(place).exists()
         except OSError as error:  # such as a name too long for a path
-            raise errors.DATA_SET_UNUSABLE(path=place, problem=error.strerror or error) from error
+            raise DATA_SET_UNUSABLE(path=place, problem=error.strerror or error) from error
         if not found_there:
-            raise errors.DATA_SET_UNUSABLE(path=place, problem="it does not exist")
+            raise DATA_SET_UNUSABLE(path=place, problem="it does not exist")
     choice = Choice(
         repository=args.repository, since=args.since, until=args.until, outcomes=tuple(dict.fromkeys(args.outcome))
     )
@@ -108,9 +110,9 @@ def _write(path: Path, found: Found) -> dict[str, Any]:
     try:
         exists = path.exists()
     except OSError as error:  # such as a name too long for a path
-        raise errors.FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
+        raise FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
     if exists:
-        raise errors.FILE_UNWRITABLE(option="--out", path=path, problem="it exists already")
+        raise FILE_UNWRITABLE(option="--out", path=path, problem="it exists already")
     lines, secrets = [], 0
     for session in found.sessions:
         made = session_row(session)
@@ -123,7 +125,7 @@ def _write(path: Path, found: Found) -> dict[str, Any]:
     try:
         replace_text(path, "".join(lines))
     except OSError as error:
-        raise errors.FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
+        raise FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
     return {"path": str(path), "sessions": len(lines), "secrets": secrets}
 
 
@@ -147,7 +149,7 @@ def _show(found: Found, rows: list[dict[str, Any]], written: dict[str, Any] | No
         f"{counted(len(rows), 'session')} in {counted(found.files, 'file')}{f'; left out: {left}' if left else ''}"
     )
     if written is not None:
-        path = errors.one_line(written["path"])
+        path = one_line(written["path"])
         console.print(
             f"wrote {counted(written['sessions'], 'conversation')} to {path}, "
             f"{counted(written['secrets'], 'secret')} masked; "

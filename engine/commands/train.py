@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
-from engine import errors
 from engine.commands.option_values import seconds
+from engine.errors import INTERRUPTED, EliteError, one_line
+from engine.errors.runs import RESUME_CHANGES_CONFIG, RUN_ALREADY_COMPLETE, RUN_NOT_ACTIVE, RUN_STILL_ACTIVE
+from engine.errors.usage import CONFIG_INVALID
 
 if TYPE_CHECKING:
     from engine.commands.progress_display import Display
@@ -112,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     from engine.launch.signals import Interrupts
 
     if args.dry_run and args.resume is not None:
-        raise errors.CONFIG_INVALID(
+        raise CONFIG_INVALID(
             source="command line",
             field="--dry-run",
             problem="--resume goes on with a run that is planned already",
@@ -171,14 +173,12 @@ def find_resumable(reference: str, output: Path | None) -> RunDirectory:
     run = run_index.find_run(None, output) if reference == NEWEST else run_index.find_run(reference)
     status = run.status()
     if status in ACTIVE:
-        raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)
+        raise RUN_STILL_ACTIVE(run=run.id, status=status)
     if status == "completed":
         problem = result_problem(run.result_path(run.load_config().training.method))
         if problem is None:
-            raise errors.RUN_ALREADY_COMPLETE(run=run.id)
-        said = errors.one_line(
-            f"the result of {run.id} is damaged ({problem}): it is made again from the last checkpoint"
-        )
+            raise RUN_ALREADY_COMPLETE(run=run.id)
+        said = one_line(f"the result of {run.id} is damaged ({problem}): it is made again from the last checkpoint")
         print(said, file=sys.stderr)  # noqa: T201
     return run
 
@@ -207,9 +207,9 @@ def resumed_config(run: RunDirectory, args: argparse.Namespace) -> RunConfig:
     changed = changes(config, wanted, scheduled=run.has_schedule())
     refused = [str(change) for change in changed if not change.allowed]
     if refused:
-        raise errors.RESUME_CHANGES_CONFIG(run=run.id, changes="; ".join(refused))
+        raise RESUME_CHANGES_CONFIG(run=run.id, changes="; ".join(refused))
     for change in changed:
-        print(f"changed  {errors.one_line(change)}", file=sys.stderr)  # noqa: T201
+        print(f"changed  {one_line(change)}", file=sys.stderr)  # noqa: T201
     return wanted if changed else config
 
 
@@ -258,7 +258,7 @@ def exit_code(handle: RunHandle) -> int:
 
     if isinstance(handle.ending, RunFailed):
         return handle.ending.exit_code
-    return 0 if handle.ending is not None and handle.ending.status == "completed" else errors.INTERRUPTED
+    return 0 if handle.ending is not None and handle.ending.status == "completed" else INTERRUPTED
 
 
 def _apply_options(data: dict[str, Any], args: argparse.Namespace) -> None:
@@ -296,8 +296,8 @@ def _pass_on_interrupt(handle: RunHandle, display: Display, count: int) -> None:
             handle.terminate()
             if not handle.wait_exit(_KILL_AFTER_S):
                 handle.terminate(signal.SIGKILL)
-    except errors.EliteError as error:
-        if error.kind is not errors.RUN_NOT_ACTIVE:
+    except EliteError as error:
+        if error.kind is not RUN_NOT_ACTIVE:
             raise
         # It has just ended by itself; its events will say how.
 
@@ -312,13 +312,13 @@ def _print_choice(choice: Choice, *, as_json: bool) -> None:
         rate, plan = choice.learning_rate, choice.plan.as_json()
         print_json({"note": choice.note, "learning_rate": rate, "plan": plan, "schedule": schedule})
         return
-    print(errors.one_line(choice.note))  # noqa: T201
+    print(one_line(choice.note))  # noqa: T201
     if choice.schedule is not None:
         print_schedule(choice.schedule)
         return
     print(f"Peak learning rate {choice.learning_rate:g}.")  # noqa: T201
     if choice.plan.warning:
-        print(errors.one_line(choice.plan.warning))  # noqa: T201
+        print(one_line(choice.plan.warning))  # noqa: T201
 
 
 def _report_detached(handle: RunHandle, *, as_json: bool) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors.distributed import HOSTFILE_INVALID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ def read_hostfile(path: Path, slots: int) -> list[Host]:
     try:
         lines = regular_file.read_text(path, 1 << 20, follow=True).splitlines()
     except (OSError, ValueError) as error:
-        raise errors.HOSTFILE_INVALID(path=path, problem=getattr(error, "strerror", None) or error) from error
+        raise HOSTFILE_INVALID(path=path, problem=getattr(error, "strerror", None) or error) from error
     hosts = []
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
@@ -50,15 +51,15 @@ def read_hostfile(path: Path, slots: int) -> list[Host]:
             continue
         match = _LINE.fullmatch(text)
         if match is None:
-            raise errors.HOSTFILE_INVALID(path=path, problem=f"line {number} is {text!r}")
+            raise HOSTFILE_INVALID(path=path, problem=f"line {number} is {text!r}")
         hosts.append(Host(match["name"], int(match["slots"] or slots)))
     if not hosts:
-        raise errors.HOSTFILE_INVALID(path=path, problem="it names no host")
+        raise HOSTFILE_INVALID(path=path, problem="it names no host")
     names = [host.name for host in hosts]
     if len(set(names)) < len(names):
-        raise errors.HOSTFILE_INVALID(path=path, problem="it names a host twice")
+        raise HOSTFILE_INVALID(path=path, problem="it names a host twice")
     if len({host.slots for host in hosts}) > 1:
-        raise errors.HOSTFILE_INVALID(path=path, problem="hosts with unlike numbers of slots; torchrun needs the same")
+        raise HOSTFILE_INVALID(path=path, problem="hosts with unlike numbers of slots; torchrun needs the same")
     return hosts
 
 

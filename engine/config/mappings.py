@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import yaml
 
-from engine import errors
 from engine.config.problems import find_problems
 from engine.config.run import RunConfig, field_spec
+from engine.errors.usage import CONFIG_INVALID, CONFIG_UNREADABLE, OVERRIDE_MALFORMED
 from engine.quantities import format_seconds
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
     if problems:
         first, more = problems[0], len(problems) - 1
         remedy = first.remedy + (f" ({more} more problem{'s' if more > 1 else ''} after this one)" if more else "")
-        raise errors.CONFIG_INVALID(source=source, field=first.field, problem=first.problem, remedy=remedy)
+        raise CONFIG_INVALID(source=source, field=first.field, problem=first.problem, remedy=remedy)
     with _CONVERTING:
         return msgspec.convert(data, RunConfig)
 
@@ -132,13 +132,13 @@ def load_mapping(path: Path) -> dict[str, Any]:
     try:
         data = parse_value(_read(path))
     except OSError as error:
-        raise errors.CONFIG_UNREADABLE(path=path, problem=error.strerror or error) from error
+        raise CONFIG_UNREADABLE(path=path, problem=error.strerror or error) from error
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise errors.CONFIG_UNREADABLE(path=path, problem=_first_line(error)) from error
+        raise CONFIG_UNREADABLE(path=path, problem=_first_line(error)) from error
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise errors.CONFIG_UNREADABLE(path=path, problem="its top level is not a mapping of sections")
+        raise CONFIG_UNREADABLE(path=path, problem="its top level is not a mapping of sections")
     return data
 
 
@@ -176,7 +176,7 @@ def apply_override(data: dict[str, Any], text: str, *, option: str = "--set", se
         EliteError: OVERRIDE_MALFORMED.
     """
     form, example = ("FIELD=VALUE", "hidden_home=disk") if section else ("KEY=VALUE", "training.epochs=2")
-    malformed = errors.OVERRIDE_MALFORMED(option=option, text=text, form=form, example=example)
+    malformed = OVERRIDE_MALFORMED(option=option, text=text, form=form, example=example)
     path, equals, value = text.partition("=")
     section, dot, name = (section, ".", path.strip()) if section else path.strip().partition(".")
     if not (equals and dot and section and name):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import errors
 from engine.assets import asset
 from engine.data.conversations import Conversation
+from engine.errors.data import CHAT_TEMPLATE_UNUSABLE
 from engine.home_folder import expand_home
 from engine.tokenization.chat_encoder import EncodedConversation, encode_conversations
 from engine.tokenization.chat_template import ChatTemplate, TemplateSyntaxError
@@ -56,7 +56,7 @@ def find_template(tokenizer: Any, encoder: Encoder, named: str) -> ChatTemplate 
     try:
         return ChatTemplate(name, source, tokens)
     except TemplateSyntaxError as error:
-        raise errors.CHAT_TEMPLATE_UNUSABLE(name=name, problem=error, known=", ".join(TEMPLATES)) from error
+        raise CHAT_TEMPLATE_UNUSABLE(name=name, problem=error, known=", ".join(TEMPLATES)) from error
 
 
 def read_template(named: str, encoder: Encoder) -> str:
@@ -77,7 +77,7 @@ def read_template(named: str, encoder: Encoder) -> str:
         return expand_home(named).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
-        raise errors.CHAT_TEMPLATE_UNUSABLE(name=named, problem=problem, known=", ".join(TEMPLATES)) from error
+        raise CHAT_TEMPLATE_UNUSABLE(name=named, problem=problem, known=", ".join(TEMPLATES)) from error
 
 
 class Chats:
@@ -96,7 +96,7 @@ class Chats:
         control = encoder.plain_text.control.values()
         if template.name == "chatml" and not {"<|im_start|>", "<|im_end|>"} <= set(control):
             problem = "the model's tokenizer has no <|im_start|> and <|im_end|>"
-            raise errors.CHAT_TEMPLATE_UNUSABLE(name=template.name, problem=problem, known=", ".join(TEMPLATES))
+            raise CHAT_TEMPLATE_UNUSABLE(name=template.name, problem=problem, known=", ".join(TEMPLATES))
         self._renderer = ConversationRenderer(template, list(control))
 
     @property

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from engine import errors
 from engine.data.contents import language_by_content, language_by_mode
 from engine.data.filters import (
     HEAD_BYTES,
@@ -27,6 +26,16 @@ from engine.data.listing import is_bare, list_files
 from engine.data.manifests import is_manifest
 from engine.data.notebooks import NOTEBOOK_BYTES
 from engine.data.safe_files import Folder, NotRegularError
+from engine.errors.data import (
+    REPOSITORY_BARE,
+    REPOSITORY_EMPTY,
+    REPOSITORY_MISSING,
+    REPOSITORY_NO_SOURCE,
+    REPOSITORY_NOT_A_FOLDER,
+    REPOSITORY_TOO_SMALL,
+    REPOSITORY_UNREADABLE,
+    REPOSITORY_UNSET,
+)
 from engine.home_folder import expand_home
 
 BYTES_PER_TOKEN = 3.57
@@ -109,7 +118,7 @@ def collect(
         EliteError: REPOSITORY_UNSET, _MISSING, _NOT_A_FOLDER, _UNREADABLE, _BARE, _EMPTY, _NO_SOURCE or _TOO_SMALL.
     """
     if not repositories:
-        raise errors.REPOSITORY_UNSET()
+        raise REPOSITORY_UNSET()
     rules = _Rules(max_file_bytes, frozenset(include), languages_named(extensions))
     files: list[SourceFile] = []
     skipped: Counter[str] = Counter()
@@ -124,7 +133,7 @@ def collect(
             continue
         paths, listed_by[root] = list_files(root)
         if not paths:
-            raise errors.REPOSITORY_EMPTY(path=given)
+            raise REPOSITORY_EMPTY(path=given)
         # One --repo may lie within another: its files count once.
         all_seen = seen.issuperset(f"{root}/{path}" for path in paths)
         paths = [path for path in paths if f"{root}/{path}" not in seen]
@@ -133,7 +142,7 @@ def collect(
         found, reasons = _sort_out(root, paths, rules, progress)
         if not found and not all_seen:
             counts = dict(Counter(reasons.values()).most_common())
-            raise errors.REPOSITORY_NO_SOURCE(path=given, skipped=describe_skipped(counts))
+            raise REPOSITORY_NO_SOURCE(path=given, skipped=describe_skipped(counts))
         files += found
         skipped.update(reasons.values())
         for path, reason in reasons.items():
@@ -153,9 +162,7 @@ def collect(
     )
     tokens = estimate_tokens(collection)
     if not any_size and (len(files) < 2 or tokens < MINIMUM_TOKENS):
-        raise errors.REPOSITORY_TOO_SMALL(
-            path=", ".join(map(str, repositories)), tokens=f"about {tokens:,}", files=len(files)
-        )
+        raise REPOSITORY_TOO_SMALL(path=", ".join(map(str, repositories)), tokens=f"about {tokens:,}", files=len(files))
     return collection
 
 
@@ -183,17 +190,17 @@ def _check_folder(given: Path) -> Path:
     try:
         root = Path(os.path.realpath(expand_home(given), strict=True))
         if not root.is_dir():
-            raise errors.REPOSITORY_NOT_A_FOLDER(path=given)
+            raise REPOSITORY_NOT_A_FOLDER(path=given)
         if is_bare(root):
-            raise errors.REPOSITORY_BARE(path=given)
+            raise REPOSITORY_BARE(path=given)
         with os.scandir(root):
             return root
     except (FileNotFoundError, NotADirectoryError):
-        raise errors.REPOSITORY_MISSING(path=given) from None
+        raise REPOSITORY_MISSING(path=given) from None
     except OSError as error:
-        raise errors.REPOSITORY_UNREADABLE(path=given, problem=error.strerror or error) from error
+        raise REPOSITORY_UNREADABLE(path=given, problem=error.strerror or error) from error
     except ValueError as error:  # a NUL in the path
-        raise errors.REPOSITORY_UNREADABLE(path=given, problem=error) from error
+        raise REPOSITORY_UNREADABLE(path=given, problem=error) from error
 
 
 def _is_foreign(path: PurePosixPath) -> bool:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import errors
 from engine.data.cache import prune
 from engine.data.charset import REVISION as CHARSET_REVISION
 from engine.data.chats import TEMPLATES, Chats, find_template
@@ -48,6 +47,15 @@ from engine.data.store import (
 )
 from engine.data.syntax import REVISION as SYNTAX_REVISION
 from engine.data.windows import Windows
+from engine.errors import EliteError
+from engine.errors.data import (
+    CHAT_TEMPLATE_UNUSABLE,
+    CONVERSATIONS_OVERLONG,
+    MIXTURE_INVALID,
+    REPOSITORY_CHANGING,
+    REPOSITORY_NO_SOURCE,
+    REPOSITORY_TOO_SMALL,
+)
 from engine.plan.tiers import tiers
 from engine.tokenization.encoder import Encoder
 
@@ -160,7 +168,7 @@ def build_dataset(
     mixture = Mixture(data)
     if preferences and mixture.shares is not None:
         problem = "pairs of preferences are taken as they come"
-        raise errors.MIXTURE_INVALID(problem=problem, remedy="leave data.mixture empty, or set training.objective=sft")
+        raise MIXTURE_INVALID(problem=problem, remedy="leave data.mixture empty, or set training.objective=sft")
     chats = _chats(tokenizer, encoder, data)
     template = None if chats is None else chats.template
     for _attempt in range(_ATTEMPTS):
@@ -194,7 +202,7 @@ def build_dataset(
         figures = mixture.figures(store, files, reading.held_out, taken)
         notes += tuple(described(source) for source in figures if source.share is not None)
         return Dataset(*windows, _summary(store, reading, collection, fim, figures, reused, notes, seconds), store)
-    raise errors.REPOSITORY_CHANGING(path=_named(data))
+    raise REPOSITORY_CHANGING(path=_named(data))
 
 
 def _files_found(report: Progress, done: int, total: int) -> None:
@@ -231,7 +239,7 @@ def _decide_overlong(
         text = "no tier holds all"
         if tier is not None:
             text = f"train at tier {tier.number} ({tier.context:,} tokens), which holds all"
-        raise errors.CONVERSATIONS_OVERLONG(
+        raise CONVERSATIONS_OVERLONG(
             longer=f"{longer:,}", count=f"{len(lengths):,}", context=f"{limit:,}", longest=f"{longest:,}", tier=text
         )
     if store.shortened:
@@ -246,21 +254,21 @@ def _decide_overlong(
 
 def _too_little(
     data: DataSection, collection: Collection, reading: Reading, template: ChatTemplate | None
-) -> errors.EliteError:
+) -> EliteError:
     path = _named(data)
     if template is not None and not reading.files:
         for reason in ("not split", "template"):
             if reading.skipped[reason]:
                 problem = reading.examples[reason][0].rpartition(": ")[2]
                 problem = f"{reading.skipped[reason]:,} conversations cannot be written by it, the first as {problem}"
-                return errors.CHAT_TEMPLATE_UNUSABLE(name=template.name, problem=problem, known=", ".join(TEMPLATES))
+                return CHAT_TEMPLATE_UNUSABLE(name=template.name, problem=problem, known=", ".join(TEMPLATES))
     skipped = Counter(collection.skipped) + reading.skipped
     told = describe_skipped(dict(skipped.most_common()))
     if reading.files:
         tokens = f"about {reading.estimated_tokens:,}"
         path += f" ({told})" if skipped else ""
-        return errors.REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=len(reading.files))
-    return errors.REPOSITORY_NO_SOURCE(path=path, skipped=told)
+        return REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=len(reading.files))
+    return REPOSITORY_NO_SOURCE(path=path, skipped=told)
 
 
 def _key(reading: Reading, data: DataSection, making: Making) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import random
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine.errors.data import FIM_UNAVAILABLE
 from engine.quantities import counted
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def share_of(data: DataSection, tokens: FimTokens | None) -> float:
     if data.fim is None:
         return DEFAULT_SHARE if tokens is not None else 0.0
     if data.fim and tokens is None:
-        raise errors.FIM_UNAVAILABLE(rate=data.fim)
+        raise FIM_UNAVAILABLE(rate=data.fim)
     return data.fim
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.secrets import PLACEHOLDER, SearchTooLongError, find_secrets
-from engine.error_kind import one_line
+from engine.errors import one_line
 
 LEFT_OUT = "(left out: it could not be searched for secrets to its end)"
 _LANGUAGES = ("Shell", "YAML", "INI", "Python")

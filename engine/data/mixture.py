@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine import errors
 from engine.data.history import LANGUAGE as DIFF
 from engine.data.rows import Row
+from engine.errors.data import MIXTURE_INVALID
 from engine.home_folder import expand_home
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Mixture:
         self.shares: tuple[float, ...] | None = None
         if entries:
             if len(self.names) < len(entries):
-                raise errors.MIXTURE_INVALID(problem="it names a source twice", remedy=_REMEDY)
+                raise MIXTURE_INVALID(problem="it names a source twice", remedy=_REMEDY)
             self.shares = _shares([(name, value) for name, value in entries])
         named = {name: number for number, name in enumerate(self.names)}
         used: set[int] = set()
@@ -82,7 +82,7 @@ class Mixture:
             found = next((named[form] for form in forms if form in named), None)
             if found is None:
                 problem = f"it gives no share to {given}"
-                raise errors.MIXTURE_INVALID(problem=problem, remedy=_REMEDY)
+                raise MIXTURE_INVALID(problem=problem, remedy=_REMEDY)
             used.add(found)
             return found
 
@@ -93,7 +93,7 @@ class Mixture:
             groups = [*([CODE] if code else []), *([DATA_SETS] if sets else [])]
             shown = ", ".join(dict.fromkeys([*groups, *known]))
             problem = f"{self.names[unused[0]]!r} is no source of this run"
-            raise errors.MIXTURE_INVALID(problem=problem, remedy=f"its sources are {shown}")
+            raise MIXTURE_INVALID(problem=problem, remedy=f"its sources are {shown}")
 
     def number(self, file: SourceFile) -> int:
         """Number of the source that a file, commit or row is of."""
@@ -136,7 +136,7 @@ class Mixture:
             if share is not None and windows is not None:
                 if not windows.get(number):
                     problem = f"{name} has nothing to train on"
-                    raise errors.MIXTURE_INVALID(problem=problem, remedy="leave it out, or look at `engine data`")
+                    raise MIXTURE_INVALID(problem=problem, remedy="leave it out, or look at `engine data`")
                 passes = share * in_all / windows[number]
             found.append(
                 SourceFigures(
@@ -174,7 +174,7 @@ def _shares(entries: Iterable[tuple[str, str]]) -> tuple[float, ...]:
             value = 0.0
         if not 0 < value < float("inf"):
             problem = f"the share of {name} is {text!r}, not a number above 0"
-            raise errors.MIXTURE_INVALID(problem=problem, remedy=_REMEDY)
+            raise MIXTURE_INVALID(problem=problem, remedy=_REMEDY)
         values.append(value)
     return tuple(value / sum(values) for value in values)
 

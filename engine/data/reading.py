@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine import errors
 from engine.data.chats import TEMPLATES, Chats
 from engine.data.collect import EXAMPLES, Collection, SourceFile, tokens_of
 from engine.data.documents import Document, Edit, Texts, edited, edited_conversation
@@ -31,6 +30,7 @@ from engine.data.secrets import PLACEHOLDER, SearchTooLongError, find_secrets, f
 from engine.data.shared_runs import SharedRuns
 from engine.data.split import held_out_files, is_held_out
 from engine.data.syntax import outline
+from engine.errors.data import CHAT_TEMPLATE_MISSING
 from engine.tokenization.chat_template import RenderError
 from engine.tokenization.marked_conversation import SplitError
 
@@ -268,7 +268,7 @@ class _Reader:
         if conversation.is_continued:
             return conversation.texts()
         if self.chats is None:
-            raise errors.CHAT_TEMPLATE_MISSING(known=", ".join(TEMPLATES))
+            raise CHAT_TEMPLATE_MISSING(known=", ".join(TEMPLATES))
         return self.chats.render(conversation)
 
     def find_twins(self) -> None:

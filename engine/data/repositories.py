@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors
 from engine.data.collect import BYTES_PER_TOKEN, Collection, collect, estimate_tokens
+from engine.errors.data import REPOSITORY_UNSET
 
 if TYPE_CHECKING:
     from engine.config import DataSection
@@ -36,7 +36,7 @@ def estimate_data_tokens(data: DataSection) -> int:
         EliteError: REPOSITORY_* or DATA_SET_*.
     """
     if not (data.repositories or data.datasets):
-        raise errors.REPOSITORY_UNSET()
+        raise REPOSITORY_UNSET()
     tokens = estimate_tokens(collect_repositories(data)) if data.repositories else 0
     if not data.datasets:
         return tokens

@@ -20,7 +20,6 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 
-from engine import errors
 from engine.data.collect import SourceFile
 from engine.data.conversations import LANGUAGE, Conversation, RowReader
 from engine.data.json_arrays import JsonWindow, elements, is_array, is_spread, objects
@@ -37,6 +36,8 @@ from engine.data.row_files import (
     refuse_other_contents,
 )
 from engine.data.tables import RowGroups, arrow_groups, parquet_groups, row_values
+from engine.errors import EliteError
+from engine.errors.data import DATA_SET_COLUMN, DATA_SET_LIBRARY, DATA_SET_UNUSABLE
 from engine.home_folder import expand_home
 
 TEXT_COLUMNS = ("text", "content", "code", "body", "prompt_completion", "whole_func_string", "func_code_string")
@@ -114,7 +115,7 @@ class DataSet(ABC):
             yield
         except (OSError, EOFError, ValueError, zlib.error) as error:
             problem = "not all of it was written by gzip" if isinstance(error, gzip.BadGzipFile) else error
-            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=problem) from error
+            raise DATA_SET_UNUSABLE(path=self.path, problem=problem) from error
 
     def _taken(self, part: int, number: int, position: int, values: Mapping[str, Any]) -> Row | None:
         """The row; None, and counted, where it has no text in the column."""
@@ -188,16 +189,16 @@ class DataSet(ABC):
         if len(named) < ROW_EXAMPLES:
             named.append(f"{self.files[part]}, row {number + 1:,}" + (f": {problem}" if problem else ""))
 
-    def _nothing_found(self, names: Sequence[str]) -> errors.EliteError:
+    def _nothing_found(self, names: Sequence[str]) -> EliteError:
         if not self.total:
-            return errors.DATA_SET_UNUSABLE(path=self.path, problem="it holds no row")
+            return DATA_SET_UNUSABLE(path=self.path, problem="it holds no row")
         if self.conversational:
             counts = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.most_common())
             first = next(iter(self.examples.values()))[0]
             problem = f"no row holds a conversation to learn ({counts}; the first: {first})"
-            return errors.DATA_SET_UNUSABLE(path=self.path, problem=problem)
+            return DATA_SET_UNUSABLE(path=self.path, problem=problem)
         column = _column_of(names, self.column, self.path)
-        return errors.DATA_SET_UNUSABLE(path=self.path, problem=f"no row holds text in its column {column}")
+        return DATA_SET_UNUSABLE(path=self.path, problem=f"no row holds text in its column {column}")
 
     def _row(self, part: int, number: int, position: int, values: Mapping[str, Any], size: int) -> Row:
         named = next((values[name] for name in PATH_COLUMNS if isinstance(values.get(name), str)), "")
@@ -223,16 +224,16 @@ def open_data_set(given: Path, column: str, reader: RowReader | None = None) -> 
     path = Path(os.path.realpath(expand_home(given)))
     try:
         if not path.exists():
-            raise errors.DATA_SET_UNUSABLE(path=given, problem="it does not exist")
+            raise DATA_SET_UNUSABLE(path=given, problem="it does not exist")
         files, others = data_files(path) if path.is_dir() else ([path], [])
         if odd := next((file for file in files if not file.is_file()), None):
             # Rows are read twice, and a FIFO would be waited for.
-            raise errors.DATA_SET_UNUSABLE(path=given, problem=f"{odd.name} is no regular file")
+            raise DATA_SET_UNUSABLE(path=given, problem=f"{odd.name} is no regular file")
         kind = common_kind(files, others)
     except OSError as error:  # such as a name too long for a path
-        raise errors.DATA_SET_UNUSABLE(path=given, problem=error.strerror or error) from error
+        raise DATA_SET_UNUSABLE(path=given, problem=error.strerror or error) from error
     except ValueError as error:
-        raise errors.DATA_SET_UNUSABLE(path=given, problem=error) from error
+        raise DATA_SET_UNUSABLE(path=given, problem=error) from error
     data_set: DataSet = (JsonLines if kind == "json" else Table)(path, files, column, reader or RowReader({}))
     data_set.others = others
     return data_set
@@ -271,7 +272,7 @@ def _column_of(names: Sequence[str], wanted: str, path: Path) -> str:
     column = wanted or _known_column(names)
     if column not in names and not set(_parts(column)) <= set(names):
         shown = ", ".join(sorted(names)[:12])
-        raise errors.DATA_SET_COLUMN(path=path, column=wanted or "text, content or code", columns=shown)
+        raise DATA_SET_COLUMN(path=path, column=wanted or "text, content or code", columns=shown)
     return column
 
 
@@ -309,14 +310,14 @@ class JsonLines(DataSet):
         if first is None:
             named = next(iter(self.examples.values()), [])
             if not self.total:
-                raise errors.DATA_SET_UNUSABLE(path=self.path, problem="it holds no row")
+                raise DATA_SET_UNUSABLE(path=self.path, problem="it holds no row")
             problem = "no line or element of it is a JSON object" + "".join(f" (the first: {one})" for one in named[:1])
-            raise errors.DATA_SET_UNUSABLE(path=self.path, problem=problem)
+            raise DATA_SET_UNUSABLE(path=self.path, problem=problem)
         if not self.found:
             inner = next((name for name, value in first.items() if is_list_of_rows(value)), None)
             if self.total == 1 and inner is not None and not self.conversational:
                 problem = f"it is one object, whose list {inner!r} holds the rows; make a file of that list alone"
-                raise errors.DATA_SET_UNUSABLE(path=self.path, problem=problem)
+                raise DATA_SET_UNUSABLE(path=self.path, problem=problem)
             raise self._nothing_found(list(first))
 
     def _objects(self, file: BinaryIO, part: int) -> Iterator[tuple[int, int, dict[str, Any]]]:
@@ -380,7 +381,7 @@ class Table(DataSet):
         try:
             import pyarrow  # noqa: F401 - an optional dependency: asked for before any work is done
         except ImportError:
-            raise errors.DATA_SET_LIBRARY(path=path) from None
+            raise DATA_SET_LIBRARY(path=path) from None
         self._part: tuple[int, RowGroups] | None = None
         self._group: tuple[int, int, Any] | None = None
 

@@ -32,10 +32,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from engine import durable, errors
+from engine import durable
 from engine.data.conversations import LANGUAGE as CONVERSATION
 from engine.data.labels import RUN, LearntTokens, TokenWeights
 from engine.data.packing import Layout
+from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -213,8 +214,8 @@ def locked(cache: Path, key: str) -> Iterator[None]:
             yield
     except OSError as error:
         if durable.is_full(error):
-            raise errors.OUTPUT_FULL(path=cache, free="no space", needed="room for its tokens") from error
-        raise errors.OUTPUT_UNWRITABLE(path=cache, problem=error.strerror or error) from error
+            raise OUTPUT_FULL(path=cache, free="no space", needed="room for its tokens") from error
+        raise OUTPUT_UNWRITABLE(path=cache, problem=error.strerror or error) from error
 
 
 class StoreBuilder:

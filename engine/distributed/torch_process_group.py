@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from engine import errors
+from engine.errors.distributed import RANK_LOST
 from engine.hardware.process_memory import memory_usage
 from engine.hardware.rank_place import Ranks
 from engine.protocol import Envelope, Event, RankReported, RecoveryTaken, WarningRaised
@@ -181,7 +181,7 @@ class TorchProcessGroup(ProcessGroup):
         except RuntimeError as error:
             if is_lost_peer(error):
                 problem = str(error).strip().splitlines()[0][:200]
-                raise errors.RANK_LOST(rank=self.rank, problem=problem) from error
+                raise RANK_LOST(rank=self.rank, problem=problem) from error
             raise
         finally:
             self._waited += time.monotonic() - began

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
-from engine import errors
 from engine.attention.backend import AttentionBackend
 from engine.attention.rule import AttentionRule
 from engine.distributed.exchange import (
@@ -23,6 +22,7 @@ from engine.distributed.exchange import (
 )
 from engine.distributed.shards import Block, Segment, blocks, rows_of
 from engine.distributed.torch_process_group import TorchProcessGroup
+from engine.errors.distributed import STRATEGY_UNAVAILABLE
 
 
 class UlyssesExchange:
@@ -90,7 +90,7 @@ class UlyssesExchange:
         """Refuses layers whose heads the plan did not know: some families have other numbers in some layers."""
         ranks = self._group.size
         if queries % ranks or keys % ranks:
-            raise errors.STRATEGY_UNAVAILABLE(
+            raise STRATEGY_UNAVAILABLE(
                 strategy="ulysses",
                 problem=f"{queries} query and {keys} key heads of a layer do not divide by {ranks} ranks",
                 remedy="use --set distributed.strategy=ring",

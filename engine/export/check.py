@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine import errors
+from engine.errors.export import EXPORT_DIFFERS
 from engine.export.gguf_model import is_read_by_transformers, read_model
 from engine.export.gguf_rope import read_table
 from engine.export.source import trained_encoder
@@ -138,7 +138,7 @@ def _judged(found: torch.Tensor, expected: torch.Tensor, folder: Path, dtype: st
         tokens=expected.shape[1],
     )
     if not difference.relative <= TOLERANCE[dtype]:
-        raise errors.EXPORT_DIFFERS(
+        raise EXPORT_DIFFERS(
             path=folder, problem=f"they differ by {difference.relative:.2g}, and {dtype} explains {TOLERANCE[dtype]:g}"
         )
     return difference
@@ -167,7 +167,7 @@ def _turn_as_written(exported: Any, trained: Any, file: Path, length: int) -> No
     apart = (frequencies / before - 1).abs().max().item() if frequencies.shape == before.shape else float("inf")
     apart = max(apart, abs(table.magnitude / float(getattr(trained, f"{of}attention_scaling")) - 1))
     if not apart <= _ROTARY_TOLERANCE:
-        raise errors.EXPORT_DIFFERS(path=file, problem=f"their rotary tables differ by {apart:.2g}, relative")
+        raise EXPORT_DIFFERS(path=file, problem=f"their rotary tables differ by {apart:.2g}, relative")
     rotary = _rotary(exported)
     setattr(rotary, f"{of}inv_freq", frequencies.float())
     setattr(rotary, f"{of}attention_scaling", table.magnitude)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from engine import errors
 from engine.config.names import as_name
+from engine.errors import EliteError
+from engine.errors.export import EXPORT_DTYPE
 from engine.export.card import render_card, render_modelfile
 from engine.export.commands import commands
 from engine.export.merged import merged_bytes, write_merged
@@ -92,7 +93,7 @@ def export(
     if dtype is not None and dtype not in DTYPES[target]:
         problem = "an adapter stays as it was trained" if not DTYPES[target] else "it is not a format of it"
         supported = ", ".join(DTYPES[target]) or "--to merged or gguf"
-        raise errors.EXPORT_DTYPE(dtype=dtype, target=target, problem=problem, supported=supported)
+        raise EXPORT_DTYPE(dtype=dtype, target=target, problem=problem, supported=supported)
     source = open_source(run, target)
     if target == "adapter":
         return _export_adapter(source, output or default_folder(run, target, None), check)
@@ -168,7 +169,7 @@ def _compare_adapter(source: Source, aside: Path, check: bool | None) -> tuple[D
         find_folder(source.spec, download=check is True)
         weights, _ = open_weights(source.spec)
         check_base(source, weights)
-    except errors.EliteError as error:
+    except EliteError as error:
         if check:
             raise
         # An adapter is useful without its base.

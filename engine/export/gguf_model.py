@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from engine import errors
+from engine.errors.export import EXPORT_DAMAGED
 from engine.export.gguf_file import pairs_apart
 from engine.models.families import gguf_names
 
@@ -38,7 +38,7 @@ def read_model(file: Path, config: Any) -> Any:
     for name, parameter in model.named_parameters():
         tensor = tensors.pop(names.get_name(name, try_suffixes=(".weight", ".bias")) or "", None)
         if tensor is None:
-            raise errors.EXPORT_DAMAGED(path=file, problem=f"it has no tensor for {name}")
+            raise EXPORT_DAMAGED(path=file, problem=f"it has no tensor for {name}")
         value = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).reshape(parameter.shape)
         layer = name.rpartition(".")[0]
         if family.interleaved and layer.endswith("q_proj"):
@@ -49,5 +49,5 @@ def read_model(file: Path, config: Any) -> Any:
             value = value - family.norm_offset
         parameter.data = value
     if left := [name for name in tensors if not name.startswith("rope_")]:
-        raise errors.EXPORT_DAMAGED(path=file, problem=f"no weight of the model is its {left[0]}")
+        raise EXPORT_DAMAGED(path=file, problem=f"no weight of the model is its {left[0]}")
     return model

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors import EliteError
+from engine.errors.export import EXPORT_DAMAGED
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 from engine.export.source import read_json, trained_encoder
 
 if TYPE_CHECKING:
@@ -101,7 +104,7 @@ def read_tokenizer(folder: Path, vocabulary: int) -> GgufTokenizer:
     added = {entry["content"]: entry for entry in stored.get("added_tokens", [])}
     ids: dict[str, int] = {**model["vocab"], **{text: entry["id"] for text, entry in added.items()}}
     if max(ids.values()) >= vocabulary:
-        raise errors.EXPORT_DAMAGED(
+        raise EXPORT_DAMAGED(
             path=folder, problem=f"its tokenizer has token {max(ids.values())}, its model {vocabulary} tokens"
         )
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
@@ -206,8 +209,8 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str:
     return template if isinstance(template, str) else ""
 
 
-def _unsupported(problem: str) -> errors.EliteError:
-    return errors.MODEL_FAMILY_UNSUPPORTED(
+def _unsupported(problem: str) -> EliteError:
+    return MODEL_FAMILY_UNSUPPORTED(
         family="with this tokenizer",
         feature="GGUF export",
         problem=problem,

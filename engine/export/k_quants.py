@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.export import EXPORT_NEEDS
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -110,5 +111,5 @@ def library() -> Any:
     return chunk
 
 
-def _missing(problem: str) -> errors.EliteError:
-    return errors.EXPORT_NEEDS(dtype=" and ".join(K_QUANTS), problem=problem)
+def _missing(problem: str) -> EliteError:
+    return EXPORT_NEEDS(dtype=" and ".join(K_QUANTS), problem=problem)

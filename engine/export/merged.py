@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from engine import errors
+from engine.errors.export import EXPORT_DAMAGED, EXPORT_DTYPE
 from engine.export.source import Merged, Source, read_json, trained_encoder
 from engine.export.weights import Weights, count
 
@@ -103,8 +103,8 @@ def converted(name: str, tensor: torch.Tensor, dtype: str, target: str) -> torch
     if not torch.isfinite(made).all():
         if dtype == "fp16" and torch.isfinite(tensor).all():
             problem = f"{name} holds {tensor.abs().max().item():.3g}, and fp16 ends at 65504"
-            raise errors.EXPORT_DTYPE(dtype=dtype, target=target, problem=problem, supported="bf16, f32")
-        raise errors.EXPORT_DAMAGED(path=name, problem="it holds numbers that are not finite")
+            raise EXPORT_DTYPE(dtype=dtype, target=target, problem=problem, supported="bf16, f32")
+        raise EXPORT_DAMAGED(path=name, problem="it holds numbers that are not finite")
     return made
 
 

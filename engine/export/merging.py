@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors.export import EXPORT_DAMAGED
 from engine.export.weights import Weights
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.grouped_heads import pool_heads
@@ -97,7 +98,7 @@ def read_updates(adapter: Path, base: WeightMap | None = None) -> dict[str, Upda
         tensors = load_file(adapter / "adapter_model.safetensors")
         return _updates(config, tensors, base)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise errors.EXPORT_DAMAGED(path=adapter, problem=f"{type(error).__name__}: {error}") from error
+        raise EXPORT_DAMAGED(path=adapter, problem=f"{type(error).__name__}: {error}") from error
 
 
 def _updates(
@@ -202,7 +203,7 @@ class MergedWeights:
             shape = update.shape
             if name not in self._names or self.shape(name) != shape:
                 problem = f"the adapter changes {name} of shape {shape}, which the base does not have"
-                raise errors.EXPORT_DAMAGED(path="the adapter", problem=problem)
+                raise EXPORT_DAMAGED(path="the adapter", problem=problem)
 
     @property
     def updates(self) -> dict[str, Update | StackUpdate]:

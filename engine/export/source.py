@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors, regular_file
+from engine import regular_file
 from engine.config import model_name
+from engine.errors import EliteError
+from engine.errors.export import EXPORT_DAMAGED, EXPORT_NOTHING
+from engine.errors.runs import RESULT_DAMAGED
 from engine.export.merging import MergedWeights, read_updates
 from engine.export.weights import StoredWeights
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
@@ -80,25 +83,25 @@ def open_source(run: RunDirectory, target: str) -> Source:
     config = run.load_config()
     results = [path for path in (run.adapter_path, run.model_path) if path.is_dir()]
     if not results:
-        raise errors.EXPORT_NOTHING(
+        raise EXPORT_NOTHING(
             run=run.id,
             target=target,
             problem=f"it is {run.status()} and left no adapter",
             remedy=f"`engine train --resume {run.id}` goes on to its end",
         )
     if (problem := result_problem(results[0])) is not None:
-        raise errors.RESULT_DAMAGED(run=run.id, problem=problem)
+        raise RESULT_DAMAGED(run=run.id, problem=problem)
     spec = find_model(config.model.name)
     require(spec.family, "exported")
     is_adapter = results[0] == run.adapter_path
     if target in ("adapter", "gguf-adapter", "gguf-base") and not is_adapter:
-        raise errors.EXPORT_NOTHING(
+        raise EXPORT_NOTHING(
             run=run.id, target=target, problem="it trained every weight of the model", remedy="use --to merged"
         )
     try:
         changes = BaseChanges.read(results[0])
     except (OSError, ValueError, TypeError) as error:
-        raise errors.EXPORT_DAMAGED(path=results[0], problem=error) from error
+        raise EXPORT_DAMAGED(path=results[0], problem=error) from error
     return Source(
         run=run,
         config=config,
@@ -169,7 +172,7 @@ def check_base(source: Source, weights: WeightMap) -> None:
         try:
             compare_with_base(source.result, weights, f"run {source.run.id}")
         except (OSError, ValueError) as error:
-            raise errors.EXPORT_DAMAGED(path=source.result, problem=error) from error
+            raise EXPORT_DAMAGED(path=source.result, problem=error) from error
 
 
 def trained_encoder(result: Path) -> Encoder:
@@ -183,8 +186,8 @@ def trained_encoder(result: Path) -> Encoder:
 
     try:
         return Encoder(open_saved(result))
-    except (errors.EliteError, OSError, ValueError) as error:
-        raise errors.EXPORT_DAMAGED(path=result, problem=f"its tokenizer cannot be read ({error})") from error
+    except (EliteError, OSError, ValueError) as error:
+        raise EXPORT_DAMAGED(path=result, problem=f"its tokenizer cannot be read ({error})") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -196,4 +199,4 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return regular_file.read_object(path, follow=True, bounded=False) if path.exists() else {}
     except (OSError, ValueError) as error:
-        raise errors.EXPORT_DAMAGED(path=path, problem=error) from error
+        raise EXPORT_DAMAGED(path=path, problem=error) from error

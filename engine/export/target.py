@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 
-from engine import durable, errors
+from engine import durable
+from engine.errors.export import EXPORT_EXISTS, EXPORT_FULL
+from engine.errors.runs import OUTPUT_UNWRITABLE
 from engine.quantities import format_bytes
 
 _MARGIN = 32 * 2**20
@@ -37,7 +39,7 @@ def new_folder(path: Path, weights: int) -> Iterator[Path]:
         made = _make_parents(path.parent)
         free = shutil.disk_usage(path.parent).free
         if free < needed:
-            raise errors.EXPORT_FULL(path=path, free=format_bytes(free), needed=format_bytes(needed))
+            raise EXPORT_FULL(path=path, free=format_bytes(free), needed=format_bytes(needed))
         _remove_leftovers(path)
         aside.mkdir()
         yield aside
@@ -50,9 +52,9 @@ def new_folder(path: Path, weights: int) -> Iterator[Path]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         if _found_no_room(error):
-            raise errors.EXPORT_FULL(path=path, free="no space", needed=format_bytes(needed)) from error
+            raise EXPORT_FULL(path=path, free="no space", needed=format_bytes(needed)) from error
         if isinstance(error, OSError):
-            raise errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
+            raise OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error) from error
         raise
 
 
@@ -63,7 +65,7 @@ def _found_no_room(error: BaseException) -> bool:
 
 def _refuse_existing(path: Path) -> None:
     if os.path.lexists(path):
-        raise errors.EXPORT_EXISTS(path=path)
+        raise EXPORT_EXISTS(path=path)
 
 
 def _make_parents(folder: Path) -> list[Path]:

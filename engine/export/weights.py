@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from engine import errors
+from engine.errors.model import MODEL_DIRECTORY_INVALID
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +62,7 @@ class StoredWeights:
                 self._opened[file] = self._files.enter_context(safe_open(file, framework="pt", device="cpu"))
         except (OSError, SafetensorError) as error:
             self._files.close()
-            raise errors.MODEL_DIRECTORY_INVALID(path=weights.folder.path, problem=error) from error
+            raise MODEL_DIRECTORY_INVALID(path=weights.folder.path, problem=error) from error
 
     def __enter__(self) -> StoredWeights:
         return self

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from engine import errors
+from engine.errors.generation import PROMPT_UNREADABLE
 
 Side = Literal["base", "tuned"]
 SIDES: tuple[Side, ...] = ("base", "tuned")
@@ -53,7 +53,7 @@ def read_place(text: str) -> tuple[str, str, str]:
     except (OSError, ValueError) as error:
         not_text = isinstance(error, UnicodeDecodeError)
         problem = "not UTF-8 text" if not_text else getattr(error, "strerror", None)
-        raise errors.PROMPT_UNREADABLE(path=path, problem=problem or error) from error
+        raise PROMPT_UNREADABLE(path=path, problem=problem or error) from error
     if line is None:
         return str(path), content, ""
     lines = content.splitlines(keepends=True)

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors import EliteError
+from engine.errors.model import MODEL_DIRECTORY_INVALID
+from engine.errors.runs import RESULT_DAMAGED, RUN_DAMAGED, RUN_WITHOUT_RESULT
 from engine.hardware.limits import read_memory
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.base_fingerprint import compare_with_base
@@ -176,9 +179,9 @@ def result_of(run: RunDirectory) -> Path:
     for path in (run.adapter_path, run.model_path):
         if (path / ADAPTER_CONFIG).is_file() or (path / "config.json").is_file():
             if (problem := result_problem(path)) is not None:
-                raise errors.RESULT_DAMAGED(run=run.id, problem=problem)
+                raise RESULT_DAMAGED(run=run.id, problem=problem)
             return path
-    raise errors.RUN_WITHOUT_RESULT(run=run.id, status=run.status())
+    raise RUN_WITHOUT_RESULT(run=run.id, status=run.status())
 
 
 def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
@@ -194,7 +197,7 @@ def models_of(run: RunDirectory, config: RunConfig) -> RunModels:
         if context < 1:
             raise ValueError("context is below 1")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise errors.RUN_DAMAGED(path=run.path, problem=f"plan.json cannot be used ({error})") from error
+        raise RUN_DAMAGED(path=run.path, problem=f"plan.json cannot be used ({error})") from error
     planned = "nf4" if precision == "nf4" else config.model.precision
     return RunModels(
         spec=find_model(config.model.name),
@@ -292,17 +295,17 @@ def load_adapted(found: RunModels, config: RunConfig, *, notify: Callable[[str],
     try:
         compare_with_base(found.result, open_weights(found.spec)[0], "the adapter")
     except (OSError, ValueError) as error:
-        raise errors.MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {error}") from error
+        raise MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {error}") from error
     base = load_base(found, config, notify=notify)
     try:
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings", category=UserWarning)
         # Name the base's device: PEFT would otherwise take the first GPU, wherever the base is.
         return PeftModel.from_pretrained(base, found.result, torch_device=str(base.device)).eval()
-    except (errors.EliteError, MemoryError):
+    except (EliteError, MemoryError):
         raise
     except Exception as error:  # of any kind, by what adapter_config.json holds
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise errors.MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {problem}") from error
+        raise MODEL_DIRECTORY_INVALID(path=found.result, problem=f"the adapter: {problem}") from error
 
 
 def changes_of(found: RunModels, config: RunConfig) -> BaseChanges:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from engine import errors
 from engine.config import RunConfig
 from engine.errors import EliteError
+from engine.errors.generation import FILL_UNAVAILABLE, GENERATION_UNKNOWN, SIDE_MISSING
+from engine.errors.model import MODEL_UNKNOWN
+from engine.errors.runs import RUN_UNKNOWN
 from engine.generation.batched import Generator, open_generator
 from engine.generation.request import Side, TextRequest
 from engine.generation.run_models import ModelPair, RunModels, load_base, load_pair, models_of, writing, writing_layout
@@ -72,7 +74,7 @@ class Writer:
         encoder = self._encoder
         if request.suffix:
             if encoder.fim is None:
-                raise errors.FILL_UNAVAILABLE(name=self.name)
+                raise FILL_UNAVAILABLE(name=self.name)
             if not request.path:
                 return encoder.encode_fill(request.prompt, request.suffix)
             at = len(request.prompt)
@@ -90,7 +92,7 @@ class Writer:
             EliteError: FILL_UNAVAILABLE, SIDE_MISSING, OUT_OF_MEMORY, MODEL_*.
         """
         if side not in self.sides:
-            raise errors.SIDE_MISSING(name=self.name, side=side)
+            raise SIDE_MISSING(name=self.name, side=side)
         prompt = self.prompt_ids(request)
         sampling = Sampling(
             max_tokens=request.max_tokens, temperature=request.temperature, top_p=request.top_p, seed=request.seed
@@ -167,11 +169,11 @@ def _run_named(reference: str) -> RunDirectory | None:
     try:
         return find_run(reference or None)
     except EliteError as error:
-        if error.kind is not errors.RUN_UNKNOWN or not reference:
+        if error.kind is not RUN_UNKNOWN or not reference:
             raise
     try:
         find_model(reference, download=False)
     except EliteError as error:
-        if error.kind is errors.MODEL_UNKNOWN:
-            raise errors.GENERATION_UNKNOWN(reference=reference) from error
+        if error.kind is MODEL_UNKNOWN:
+            raise GENERATION_UNKNOWN(reference=reference) from error
     return None

@@ -8,8 +8,8 @@ import re
 import sys
 from dataclasses import dataclass
 
-from engine import errors
 from engine.assets import asset
+from engine.errors.planning import HARDWARE_UNKNOWN
 from engine.hardware.machine import GIB, Gpu, Machine
 
 if sys.version_info >= (3, 11):
@@ -77,7 +77,7 @@ def find_card(name: str) -> Card:
     if len(sized) == 1:
         return known[sized[0]]
     near = sized or _nearest(key, list(known))
-    raise errors.HARDWARE_UNKNOWN(name=name or "''", suggestion=f"did you mean {' or '.join(near)}?")
+    raise HARDWARE_UNKNOWN(name=name or "''", suggestion=f"did you mean {' or '.join(near)}?")
 
 
 def _nearest(key: str, known: list[str]) -> list[str]:

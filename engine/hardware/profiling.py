@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from engine import errors
 from engine.errors import one_line
+from engine.errors.planning import PROFILE_FAILED
 from engine.hardware.environment import limit_omp_spin
 from engine.hardware.machine import Machine
 from engine.hardware.measured import Measured
@@ -72,7 +72,7 @@ def profile_machine(
         status, output = ended()
     problem = _problem(status, output, time_limit)
     if "torch" not in found or (problem and not machine.gpus):
-        raise errors.PROFILE_FAILED(problem=problem or "the child process said nothing")
+        raise PROFILE_FAILED(problem=problem or "the child process said nothing")
     if problem:
         found["gpu_problem"] = problem
     return msgspec.convert({"time": time.time(), **found}, type=Measured)

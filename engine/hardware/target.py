@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from engine import errors
+from engine.errors.planning import HARDWARE_UNKNOWN, NO_GPU
 from engine.hardware.cards import SYSTEM_RAM, find_card, simulate
 from engine.hardware.inventory import take_inventory
 from engine.hardware.machine import GIB, Machine
@@ -48,7 +48,7 @@ def target_machine(
     machine = take_inventory(disk_path)
     if vram is not None:
         if not machine.gpus:
-            raise errors.NO_GPU()
+            raise NO_GPU()
         first = replace(machine.gpus[0], memory_total=vram, memory_free=vram)
         machine = replace(machine, gpus=(first, *machine.gpus[1:]))
     if ram is not None:
@@ -71,6 +71,6 @@ def _card_names(hardware: str) -> list[str]:
     for part in hardware.split(","):
         name, star, count = part.partition("*")
         if star and not (count.strip().isdecimal() and 1 <= int(count) <= _MOST_CARDS):
-            raise errors.HARDWARE_UNKNOWN(name=part.strip(), suggestion="write several as rtx-3090*2")
+            raise HARDWARE_UNKNOWN(name=part.strip(), suggestion="write several as rtx-3090*2")
         names += [name.strip()] * (int(count) if star else 1)
     return names

@@ -21,8 +21,11 @@ from queue import Full
 from typing import TYPE_CHECKING, Any
 
 from engine import config as run_config
-from engine import durable, errors, regular_file
-from engine.errors import EliteError
+from engine import durable, regular_file
+from engine.errors import INTERRUPTED, TRAINING_FAILED, EliteError, one_line
+from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE
+from engine.errors.training import INTERRUPTED_TWICE
+from engine.errors.usage import INTERNAL
 from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.launch.notifier import Notifier
 from engine.launch.recipe_import import LOADING, import_function
@@ -84,7 +87,7 @@ def main(
         _detach(run.log_path)
     except OSError as error:  # the run directory is gone, or something else lies in the log's place
         print(f"the run directory cannot be used: {error}", file=sys.stderr)  # noqa: T201 - there is no log
-        sys.exit(errors.TRAINING_FAILED)
+        sys.exit(TRAINING_FAILED)
     limit_omp_spin(os.environ)
     number_by_bus(os.environ)
     events.cancel_join_thread()
@@ -93,7 +96,7 @@ def main(
         session = TrainingSession(config=config, run=run, resuming=resuming, journal=journal)
     except OSError as error:
         print(f"the run directory cannot be used: {error}", file=sys.stderr)  # noqa: T201 - into engine.log
-        sys.exit(errors.TRAINING_FAILED)
+        sys.exit(TRAINING_FAILED)
     session.listen(functools.partial(_tap, events))
     watch_stop_signals(functools.partial(_react, session, journal))
     try:
@@ -188,9 +191,9 @@ def _react(session: TrainingSession, journal: JournalWriter, number: signal.Sign
         session.commands.deliver(Stop(id=f"signal-{number.name}", save=True))
         return
     try:
-        journal.append_last(_failure(errors.INTERRUPTED_TWICE(run=session.run.id)), timeout_s=1.0)
+        journal.append_last(_failure(INTERRUPTED_TWICE(run=session.run.id)), timeout_s=1.0)
     finally:
-        os._exit(errors.INTERRUPTED)
+        os._exit(INTERRUPTED)
 
 
 def _open_control(session: TrainingSession) -> ControlServer | None:
@@ -200,7 +203,7 @@ def _open_control(session: TrainingSession) -> ControlServer | None:
         session.emit(
             WarningRaised(
                 code="control-unavailable",
-                text=f"no control socket in the run directory: {errors.one_line(error.strerror or error)}",
+                text=f"no control socket in the run directory: {one_line(error.strerror or error)}",
                 hint="stop and pause work from the window that started the run; elsewhere, stop it with SIGTERM "
                 f"to process {os.getpid()}",
             )
@@ -217,7 +220,7 @@ def _index(session: TrainingSession) -> None:
         session.emit(
             WarningRaised(
                 code="run-not-indexed",
-                text=f"this run is not in the list of runs: {errors.one_line(error)}",
+                text=f"this run is not in the list of runs: {one_line(error)}",
                 hint=f"name it by its path: {session.run.path}",
             )
         )
@@ -261,12 +264,12 @@ def describe_failure(run: RunDirectory, error: BaseException, text: str) -> RunF
     if isinstance(error, EliteError):
         failure = _failure(error)
         # Not an option that was wrong, as for a command: the folder was writable when the run began.
-        during = error.kind in (errors.OUTPUT_FULL, errors.OUTPUT_UNWRITABLE)
-        return dataclasses.replace(failure, exit_code=errors.TRAINING_FAILED) if during else failure
+        during = error.kind in (OUTPUT_FULL, OUTPUT_UNWRITABLE)
+        return dataclasses.replace(failure, exit_code=TRAINING_FAILED) if during else failure
     if isinstance(error, OSError) and durable.is_full(error):
-        full = errors.OUTPUT_FULL(path=run.path, free="no space", needed="more")
-        return dataclasses.replace(_failure(full, text), exit_code=errors.TRAINING_FAILED)
-    return _failure(errors.INTERNAL(kind=type(error).__name__, problem=error, log=run.log_path), text)
+        full = OUTPUT_FULL(path=run.path, free="no space", needed="more")
+        return dataclasses.replace(_failure(full, text), exit_code=TRAINING_FAILED)
+    return _failure(INTERNAL(kind=type(error).__name__, problem=error, log=run.log_path), text)
 
 
 def _failure(error: EliteError, text: str = "") -> RunFailed:
@@ -289,7 +292,7 @@ def _exit_code(session: TrainingSession) -> int:
         case RunFinished(status="completed"):
             return 0
         case RunFinished():
-            return errors.INTERRUPTED
+            return INTERRUPTED
         case RunFailed(exit_code=code):
             return code
-    return errors.TRAINING_FAILED
+    return TRAINING_FAILED

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from engine import errors
 from engine.config import to_mapping
 from engine.data.repositories import estimate_data_tokens
-from engine.errors import EliteError
+from engine.errors import EliteError, one_line
 from engine.hardware.inventory import take_inventory
 from engine.home_folder import expand_home
 from engine.launch.preflight import needed_bytes, partial_checkpoint_bytes
@@ -320,7 +319,7 @@ def _child() -> Iterator[Callable[[str], tuple[list[Check], str]]]:
     def ask(request: str) -> tuple[list[Check], str]:
         try:
             out, err = process.communicate(request.encode(), timeout=PROBE_TIMEOUT_S)
-            last = errors.one_line((err.decode("utf-8", "replace").strip().splitlines() or [""])[-1])
+            last = one_line((err.decode("utf-8", "replace").strip().splitlines() or [""])[-1])
             problem = f"ended with status {process.returncode}" + (f": {last}" if last else "")
         except subprocess.TimeoutExpired:
             process.kill()

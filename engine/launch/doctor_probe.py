@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-from engine import errors
 from engine.config import RunConfig, from_mapping
-from engine.errors import EliteError
+from engine.errors import EliteError, one_line
 from engine.hardware.nvml import Nvml
 from engine.launch.doctor import Check
 from engine.launch.recipe_import import collector_at_rest
@@ -43,7 +42,7 @@ def main() -> int:
             rows = [Check(name=name, status="failed", text=error.message, remedy=error.remedy)]
         except Exception as error:
             # Any exception of a library here would end a run too, so it is the row's finding.
-            problem = errors.one_line(f"{type(error).__name__}: {error}")[:300]
+            problem = one_line(f"{type(error).__name__}: {error}")[:300]
             rows = [Check(name=name, status="failed", text=problem, remedy=_REMEDIES[name])]
         for row in rows:
             print(json.dumps(asdict(row)), flush=True)  # noqa: T201 - the answer

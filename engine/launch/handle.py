@@ -9,7 +9,9 @@ import time
 from queue import Empty
 from typing import TYPE_CHECKING
 
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors.runs import RUN_CONTROL_UNREACHABLE, RUN_MOVED
+from engine.errors.training import CHILD_DIED
 from engine.protocol import (
     Command,
     Envelope,
@@ -209,7 +211,7 @@ class RunHandle:
         if record is None or not process_record.is_alive(self.run.process_path, record):
             raise not_active(self.run, self.status())
         if record.place != process_record.this_place():
-            raise errors.RUN_CONTROL_UNREACHABLE(run=self.run.id, problem="it runs on another machine")
+            raise RUN_CONTROL_UNREACHABLE(run=self.run.id, problem="it runs on another machine")
         with contextlib.suppress(ProcessLookupError):
             if number == signal.SIGKILL:
                 # It leads its own process group, so this also ends the processes that it started.
@@ -264,10 +266,10 @@ class RunHandle:
 
     def _describe_death(self) -> RunFailed:
         if self.run.path.exists():
-            error = errors.CHILD_DIED(problem=self._cause_of_death(), log=self.run.log_path, run=self.run.id)
+            error = CHILD_DIED(problem=self._cause_of_death(), log=self.run.log_path, run=self.run.id)
         else:
             # The process, which may still be there, says so in the journal of the folder's new name.
-            error = errors.RUN_MOVED(path=self.run.path)
+            error = RUN_MOVED(path=self.run.path)
         return RunFailed(
             error=error.code,
             message=error.message,

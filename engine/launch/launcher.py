@@ -14,7 +14,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine.errors.runs import RUN_STILL_ACTIVE
 from engine.launch import child
 from engine.launch.handle import RunHandle
 from engine.launch.signals import block_stop_signals, restore_signals
@@ -59,7 +59,7 @@ def launch(config: RunConfig, *, resume: RunDirectory | None = None, recipe: str
     context = multiprocessing.get_context("spawn")
     with run.launching():
         if resume and (status := run.status()) in ACTIVE:
-            raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)
+            raise RUN_STILL_ACTIVE(run=run.id, status=status)
         if resume and config != run.load_config():
             run.write_config(config)
         first_seq = next_seq(run.journal_path)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine import errors
 from engine.config import model_name
 from engine.data.repositories import estimate_data_tokens
+from engine.errors.data import REPOSITORY_UNSET
+from engine.errors.usage import CONFIG_INVALID
 from engine.hardware.inventory import take_inventory
 from engine.home_folder import expand_home
 from engine.models.base_changes import check_pooling
@@ -54,7 +55,7 @@ def check_and_plan(config: RunConfig, ranks: Ranks | None = None) -> tuple[RunCo
             OPTIMIZATION_CONFLICT, GPUS_MISSING, HOSTFILE_INVALID or STRATEGY_UNAVAILABLE.
     """
     if not (config.data.repositories or config.data.datasets):
-        raise errors.REPOSITORY_UNSET()
+        raise REPOSITORY_UNSET()
     spec = find_model(config.model.name)
     if spec.path is not None:
         open_folder(spec.path)
@@ -83,7 +84,7 @@ def _in_stored_precision(config: RunConfig, spec: ModelSpec) -> RunConfig:
     if not spec.stored_in_4_bits or config.model.precision == "nf4":
         return config
     if config.model.precision != "auto":
-        raise errors.CONFIG_INVALID(
+        raise CONFIG_INVALID(
             source="configuration",
             field="model.precision",
             problem=f"{config.model.precision} is not what {spec.name} is stored in: 4 bits",

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import config as run_config
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors.distributed import RANK_DIED, RANK_LOST
+from engine.errors.model import DEVICE_UNAVAILABLE
 from engine.hardware.environment import limit_omp_spin, number_by_bus, show_one
 from engine.hardware.limits import count_cores
 from engine.hardware.nvml import Nvml
@@ -115,7 +117,7 @@ def _train(options: argparse.Namespace, place: RankPlace, run: RunDirectory, joi
         write_failure(run.path, rank, ending)
         if session is not None and rank == 0:
             session.emit(ending)
-        if ending.error == errors.RANK_LOST.code:
+        if ending.error == RANK_LOST.code:
             time.sleep(_LET_THE_FIRST_BE_SEEN_S)
     if own is not None:
         own.close()
@@ -177,7 +179,7 @@ def join(place: RankPlace, timeout_s: float, *, on_cpu: bool) -> TorchProcessGro
     without = [str(rank) for rank, kind in enumerate(group.gather(device.type)) if kind == "cpu"]
     if not on_cpu and 0 < len(without) < group.size:
         problem = f"rank {', '.join(without)} of {group.size} has no GPU; CUDA_VISIBLE_DEVICES must name one for each"
-        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem=problem)
+        raise DEVICE_UNAVAILABLE(device="cuda", problem=problem)
     return group
 
 
@@ -219,9 +221,9 @@ class _RankWatch:
     def _lost(self, rank: int | None) -> None:
         session, group = self._session, self._group
         if rank is None:
-            error = errors.RANK_LOST(rank=group.rank, problem="the agents' store is gone")
+            error = RANK_LOST(rank=group.rank, problem="the agents' store is gone")
         else:
-            error = errors.RANK_DIED(
+            error = RANK_DIED(
                 rank=rank,
                 ranks=group.size,
                 how=f"gave no sign of life for {format_seconds(self._seconds)}",
@@ -250,7 +252,7 @@ def _end_in_time(session: TrainingSession, group: TorchProcessGroup) -> None:
 
     def end() -> None:
         time.sleep(_OWN_END_S)
-        error = errors.RANK_LOST(rank=group.rank, problem="the agent ended it after another rank's end")
+        error = RANK_LOST(rank=group.rank, problem="the agent ended it after another rank's end")
         _save_and_end(session, group, describe_failure(session.run, error, ""))
 
     threading.Thread(target=end, name="end", daemon=True).start()

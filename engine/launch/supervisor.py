@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors
 from engine.config.hosts import Host, join_command
+from engine.errors.distributed import RANK_DIED, RANK_FAILED, RANK_LOST, RANKS_NOT_STARTED
 from engine.launch.elastic_agent import Agent, RankExit
 from engine.launch.event_relay import RelayServer
 from engine.plan.strategy import hosts_to_start
@@ -100,7 +100,7 @@ def _smaller_step(session: TrainingSession, hosts: list[Host]) -> FallbackReques
     if session.commands.stop_requested or len(hosts) > 1:
         return None
     wish = oom_consensus.asked(session.run.path)
-    own = [one for one in read_failures(session.run.path) if one.failure.error != errors.RANK_LOST.code]
+    own = [one for one in read_failures(session.run.path) if one.failure.error != RANK_LOST.code]
     return wish if own and wish is not None and own[0].rank == wish.rank else None
 
 
@@ -144,13 +144,13 @@ def _conclude(session: TrainingSession, agent: Agent, hosts: list[Host], last: R
     ranks = sum(host.slots for host in hosts)
     failures = read_failures(session.run.path)
     # RANK_LOST is a consequence of another rank's exit. A rank that was killed or reported its own error is the cause.
-    first = next((one for one in failures if one.failure.error != errors.RANK_LOST.code), None)
+    first = next((one for one in failures if one.failure.error != RANK_LOST.code), None)
     killed = next((one for one in agent.exits if _was_killed(one, failures)), None)
     if first is not None and (killed is None or not killed.was_killed or first.rank == killed.rank):
         session.emit(_named(session, first.rank, ranks, first.failure))
         return
     if killed is not None:
-        raise errors.RANK_DIED(
+        raise RANK_DIED(
             rank=killed.rank,
             ranks=ranks,
             how=_ending(killed),
@@ -160,7 +160,7 @@ def _conclude(session: TrainingSession, agent: Agent, hosts: list[Host], last: R
     if last is not None:
         session.emit(last)
         return
-    raise errors.RANKS_NOT_STARTED(ranks=ranks, problem=agent.error or "the agent ended without a word")
+    raise RANKS_NOT_STARTED(ranks=ranks, problem=agent.error or "the agent ended without a word")
 
 
 def _was_killed(end: RankExit, failures: list) -> bool:  # type: ignore[type-arg]
@@ -175,9 +175,9 @@ def _ending(end: RankExit) -> str:
 
 def _named(session: TrainingSession, rank: int, ranks: int, failure: RunFailed) -> RunFailed:
     """Adds the rank's number to its failure, unless it is rank 0's or already names a rank."""
-    if rank == 0 or failure.error in (errors.RANK_DIED.code, errors.RANK_FAILED.code):
+    if rank == 0 or failure.error in (RANK_DIED.code, RANK_FAILED.code):
         return failure
-    error = errors.RANK_FAILED(
+    error = RANK_FAILED(
         rank=rank,
         ranks=ranks,
         problem=failure.message,

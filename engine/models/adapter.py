@@ -14,7 +14,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from engine import atomic_dir, errors
+from engine import atomic_dir
+from engine.errors import EliteError
+from engine.errors.usage import CONFIG_INVALID
 from engine.models.base_changes import NO_CHANGES, BaseChanges
 from engine.models.expert_stacks import CHOSEN_EXPERTS, stacks_of, unpacked_shapes
 from engine.models.experts import use_frozen_experts
@@ -92,7 +94,7 @@ def _targets(model: PreTrainedModel, asked: Sequence[str]) -> str | list[str]:
             return sorted(set().union(*inside))
         return ALL_LINEAR if everything and EXPERTS not in asked else sorted(linear)
     if unknown := [name for name in asked if name not in linear and name != EXPERTS]:
-        raise errors.CONFIG_INVALID(
+        raise CONFIG_INVALID(
             source="configuration",
             field="lora.targets",
             problem=f"this model has no linear layer named {unknown[0]} that takes an adapter",
@@ -122,7 +124,7 @@ def _stacks(model: PreTrainedModel, lora: LoraSection) -> list[str]:
         if used:
             problem, remedy = f"{name} cannot be computed for experts", f"switch {name} off, or {remedy}"
     if problem:
-        raise errors.CONFIG_INVALID(source="configuration", field="lora.targets", problem=problem, remedy=remedy)
+        raise CONFIG_INVALID(source="configuration", field="lora.targets", problem=problem, remedy=remedy)
     return sorted(found)
 
 
@@ -136,7 +138,7 @@ def _outside_layers(model: PreTrainedModel) -> list[str]:
     """Names of linear layers that are in no decoder layer, such as those of a tower for pictures: text trains none."""
     try:
         parent, name = layer_list(model)
-    except errors.EliteError:
+    except EliteError:
         return []
     inside = {id(part) for part in getattr(parent, name).modules()}
     head = model.get_output_embeddings()

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors.usage import CONFIG_INVALID
 
 if TYPE_CHECKING:
     from engine.config import ModelSection
@@ -89,7 +90,7 @@ def check_pooling(model: ModelSection, spec: ModelSpec) -> None:
         remedy = f"choose a divisor of {spec.heads}"
     else:
         return
-    raise errors.CONFIG_INVALID(source="configuration", field="model.kv_heads", problem=problem, remedy=remedy)
+    raise CONFIG_INVALID(source="configuration", field="model.kv_heads", problem=problem, remedy=remedy)
 
 
 def stretch_positions(config: Any, factor: float) -> bool:

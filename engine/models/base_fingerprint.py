@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors.model import BASE_CHANGED
 from engine.models.safetensors_header import StoredTensor
 from engine.models.weight_map import WeightMap
 from engine.whole_file import replace_text
@@ -113,5 +114,5 @@ def compare_with_base(kept_in: Path, weights: WeightMap, run: str) -> bool:
         return False
     problem = kept.difference(fingerprint(weights))
     if problem:
-        raise errors.BASE_CHANGED(path=weights.folder.path, run=run, problem=problem)
+        raise BASE_CHANGED(path=weights.folder.path, run=run, problem=problem)
     return True

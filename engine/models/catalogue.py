@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import errors, regular_file
+from engine import regular_file
 from engine.assets import asset
+from engine.errors.model import MODEL_DIRECTORY_INVALID, MODEL_NOT_AVAILABLE, MODEL_UNKNOWN
 from engine.home_folder import expand_home
 from engine.models.config_reader import ConfigError, spec_from_config
 from engine.models.families import (
@@ -96,8 +97,8 @@ def find_model(name: str, *, download: bool = True) -> ModelSpec:
     if _HUB_ID.fullmatch(key) and not key.startswith("."):
         return _from_hub(key, download=download)
     if "/" in key:
-        raise errors.MODEL_DIRECTORY_INVALID(path=name, problem="no such directory")
-    raise errors.MODEL_UNKNOWN(name=name or "''", suggestion=_suggest(key, list(known)))
+        raise MODEL_DIRECTORY_INVALID(path=name, problem="no such directory")
+    raise MODEL_UNKNOWN(name=name or "''", suggestion=_suggest(key, list(known)))
 
 
 def _as_directory(name: str) -> Path | None:
@@ -119,7 +120,7 @@ def _suggest(name: str, known: list[str]) -> str:
 def _from_directory(path: Path) -> ModelSpec:
     config = path / "config.json"
     if not config.is_file():
-        raise errors.MODEL_DIRECTORY_INVALID(path=path, problem="it has no config.json")
+        raise MODEL_DIRECTORY_INVALID(path=path, problem="it has no config.json")
     return _from_text(_read(config), name=path.resolve().name, source=str(path), path=path)
 
 
@@ -132,7 +133,7 @@ def _from_hub(hub_id: str, *, download: bool) -> ModelSpec:
     elif download:
         text, source = _fetch_config(hub_id), hub_id
     else:
-        raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem="its config.json is not in the local hub cache")
+        raise MODEL_NOT_AVAILABLE(name=hub_id, problem="its config.json is not in the local hub cache")
     return _from_text(text, name=hub_id, hub_id=hub_id, source=source)
 
 
@@ -145,32 +146,32 @@ def _fetch_config(hub_id: str) -> str:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem="HF_HUB_OFFLINE is set")
+        raise MODEL_NOT_AVAILABLE(name=hub_id, problem="HF_HUB_OFFLINE is set")
     url = f"{constants.ENDPOINT}/{hub_id}/resolve/main/config.json"
     try:
         with urllib.request.urlopen(url, timeout=10) as response:  # noqa: S310 - the hub's own address
             return str(response.read(1_000_000).decode("utf-8"))
     except urllib.error.HTTPError as error:
         error.close()
-        raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem=f"{constants.ENDPOINT} says {error}") from error
+        raise MODEL_NOT_AVAILABLE(name=hub_id, problem=f"{constants.ENDPOINT} says {error}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise errors.MODEL_NOT_AVAILABLE(name=hub_id, problem=error) from error
+        raise MODEL_NOT_AVAILABLE(name=hub_id, problem=error) from error
 
 
 def _read(config: Path) -> str:
     try:
         return regular_file.read_text(config, follow=True)
     except (OSError, ValueError) as error:
-        raise errors.MODEL_DIRECTORY_INVALID(path=config.parent, problem=f"config.json: {error}") from error
+        raise MODEL_DIRECTORY_INVALID(path=config.parent, problem=f"config.json: {error}") from error
 
 
 def _from_text(text: str, *, name: str, source: str, hub_id: str | None = None, path: Path | None = None) -> ModelSpec:
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=f"config.json cannot be read: {error}") from error
+        raise MODEL_DIRECTORY_INVALID(path=source, problem=f"config.json cannot be read: {error}") from error
     if not isinstance(config, dict):
-        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem="config.json is not an object")
+        raise MODEL_DIRECTORY_INVALID(path=source, problem="config.json is not an object")
     config = text_settings(config)
     family = config.get("model_type")
     proof = _admit_by_proof(family, config)
@@ -186,7 +187,7 @@ def _from_text(text: str, *, name: str, source: str, hub_id: str | None = None, 
         spec = spec_from_config(config, name=name, hub_id=hub_id, path=path)
         return dataclasses.replace(spec, stored_in_4_bits=config.get("quantization_config") is not None)
     except ConfigError as error:
-        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=error) from error
+        raise MODEL_DIRECTORY_INVALID(path=source, problem=error) from error
 
 
 def _admit_by_proof(family: Any, config: Mapping[str, Any]) -> Proof | None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 
 Config = Mapping[str, Any]
 """A config.json."""
@@ -94,11 +95,11 @@ def supporting(ability: Ability) -> tuple[str, ...]:
     return tuple(sorted(name for name in FAMILIES if refusal(name, ability) is None))
 
 
-def refuse(model_type: str, ability: Ability, problem: str) -> errors.EliteError:
+def refuse(model_type: str, ability: Ability, problem: str) -> EliteError:
     """Builds the error for a model that lacks an ability, with the families that have it."""
     others = ", ".join(supporting(ability))
     supported = f"{others}, or --to merged" if ability == "gguf" else others
-    return errors.MODEL_FAMILY_UNSUPPORTED(
+    return MODEL_FAMILY_UNSUPPORTED(
         family=model_type, feature=_FEATURES[ability][0], problem=problem, supported=supported
     )
 

@@ -16,7 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors.model import MODEL_DIRECTORY_INVALID, MODEL_QUANTISED
 from engine.models.safetensors_header import StoredTensor, read_header
 from engine.models.wrappers import is_of_text, is_wrapper, text_renames, text_settings
 
@@ -74,7 +75,7 @@ class ModelFolder:
         try:
             return tuple(int(number) for number in json.loads(next(self.tensors[state].read()))["shape"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise errors.MODEL_DIRECTORY_INVALID(path=self.path, problem=f"{state} cannot be read") from error
+            raise MODEL_DIRECTORY_INVALID(path=self.path, problem=f"{state} cannot be read") from error
 
 
 def open_folder(path: Path) -> ModelFolder:
@@ -90,7 +91,7 @@ def open_folder(path: Path) -> ModelFolder:
         check_quantisation(path, config)
         folder = _text_of(ModelFolder(path, config, _read_tensors(path)))
     except (OSError, ValueError, RecursionError) as error:
-        raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=_words(error)) from error
+        raise MODEL_DIRECTORY_INVALID(path=path, problem=_words(error)) from error
     _check_formats(folder)
     return folder
 
@@ -265,7 +266,7 @@ def check_quantisation(path: Path | str, config: dict[str, Any]) -> None:
         if settings.get("load_in_4bit") and not settings.get("load_in_8bit"):
             return
         method = "bitsandbytes' 8 bits" if settings.get("load_in_8bit") else "a quantization_config without a method"
-    raise errors.MODEL_QUANTISED(path=path, format=method, supported=FORMATS)
+    raise MODEL_QUANTISED(path=path, format=method, supported=FORMATS)
 
 
 def _check_formats(folder: ModelFolder) -> None:
@@ -277,10 +278,10 @@ def _check_formats(folder: ModelFolder) -> None:
             if says_4_bit
             else f"{next(iter(folder.quant_states.values()))} is of 4 bits, of which config.json says nothing"
         )
-        raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+        raise MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
     for name, tensor in folder.tensors.items():
         packed = name in folder.quant_states or folder.is_part(name)
         if tensor.dtype in _FLOATS and name not in folder.quant_states:
             continue
         if not (packed and tensor.dtype == "U8"):
-            raise errors.MODEL_QUANTISED(path=folder.path, format=f"{tensor.dtype} ({name})", supported=FORMATS)
+            raise MODEL_QUANTISED(path=folder.path, format=f"{tensor.dtype} ({name})", supported=FORMATS)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 from engine.models.layer_settings import values_of_layers
 from engine.models.layers import decoder_layers
 
@@ -71,8 +72,8 @@ def _refuse_other_shapes(model: Any, kv_heads: int) -> None:
                 raise _refusal(config, f"its {name} has weights for each key head", "a model without them")
 
 
-def _refusal(config: Any, problem: str, supported: str) -> errors.EliteError:
-    return errors.MODEL_FAMILY_UNSUPPORTED(
+def _refusal(config: Any, problem: str, supported: str) -> EliteError:
+    return MODEL_FAMILY_UNSUPPORTED(
         family=config.model_type, feature="pooling of key and value heads", problem=problem, supported=supported
     )
 

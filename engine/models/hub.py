@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors, regular_file
+from engine import regular_file
 from engine.assets import asset
+from engine.errors.model import MODEL_NOT_AVAILABLE
 from engine.models.folder import INDEX, SINGLE
 
 if TYPE_CHECKING:
@@ -43,5 +44,5 @@ def _fetch(name: str, *, only_cached: bool) -> Path:
             snapshot_download(name, allow_patterns=[*_SMALL, *files], local_files_only=only_cached)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise errors.MODEL_NOT_AVAILABLE(name=name, problem=lines[0]) from error
+        raise MODEL_NOT_AVAILABLE(name=name, problem=lines[0]) from error
     return folder

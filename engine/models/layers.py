@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from engine import errors
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 
 
 def layer_list(model: Any) -> tuple[nn.Module, str]:
@@ -33,7 +33,7 @@ def layer_list(model: Any) -> tuple[nn.Module, str]:
         return decoder, own[0]
     if len(found) == 1:
         return found[0]
-    raise errors.MODEL_FAMILY_UNSUPPORTED(
+    raise MODEL_FAMILY_UNSUPPORTED(
         family=model.config.model_type,
         feature="layer by layer",
         problem=f"{len(found)} lists of its modules have {count} entries",

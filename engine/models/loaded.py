@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import transformers
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.model import MODEL_DIRECTORY_INVALID
 from engine.models.safetensors_header import StoredTensor
 from engine.models.weight_map import WeightMap
 
@@ -52,15 +53,15 @@ def check_loaded(model: Any, weights: WeightMap, info: Mapping[str, Any]) -> Non
         elif not in_4_bits and not _is_finite(parameter):
             dtype = str(parameter.dtype).removeprefix("torch.")
             problem = f"{tensor.name} holds numbers that are no finite ones in {dtype}, so that nothing can be computed"
-            raise errors.MODEL_DIRECTORY_INVALID(path=weights.folder.path, problem=problem)
+            raise MODEL_DIRECTORY_INVALID(path=weights.folder.path, problem=problem)
 
 
 def _name(said: Any) -> str:
     return str(said[0]) if isinstance(said, tuple) else str(said)
 
 
-def _refusal(weights: WeightMap, problem: str) -> errors.EliteError:
-    return errors.MODEL_DIRECTORY_INVALID(
+def _refusal(weights: WeightMap, problem: str) -> EliteError:
+    return MODEL_DIRECTORY_INVALID(
         path=weights.folder.path, problem=f"transformers {transformers.__version__} reads it otherwise: {problem}"
     )
 

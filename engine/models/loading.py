@@ -25,8 +25,10 @@ from transformers import AutoModelForCausalLM as AutoModel
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
-from engine import errors, regular_file
+from engine import regular_file
 from engine.assets import asset
+from engine.errors import EliteError
+from engine.errors.model import MODEL_DIRECTORY_INVALID, MODEL_FAMILY_UNSUPPORTED, MODEL_NOT_AVAILABLE
 from engine.models.base_changes import NO_CHANGES, BaseChanges, stretch_positions
 from engine.models.expert_stacks import is_packable_stack, quantised_stack
 from engine.models.experts import quantise_experts
@@ -71,7 +73,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     if Path(source).is_dir():
         open_folder(Path(source))
     if Path(source).is_dir() and not has_tokenizer(Path(source)):
-        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=f"it has no {TOKENIZER_FILE}")
+        raise MODEL_DIRECTORY_INVALID(path=source, problem=f"it has no {TOKENIZER_FILE}")
     _check_settings(Path(source))
     file = _from_library(spec, _Cached(TOKENIZER_FILE), source, {})
     try:
@@ -83,11 +85,11 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
             wanted = stored_vocabulary(Path(source)) if Path(source).is_dir() else {}
             tokenizer = _from_library(spec, AutoTokenizer, source, {})
             check_converted(tokenizer, wanted, Path(source))
-    except (errors.EliteError, MemoryError):
+    except (EliteError, MemoryError):
         raise
     except Exception as error:  # from transformers, of any kind, by what the settings hold
         problem = f"its tokenizer's settings cannot be read ({_first_line(error)})"
-        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
+        raise MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
     config = _from_library(spec, _Cached("config.json"), source, {})
     settings = regular_file.read_object(Path(config), follow=True, bounded=False) if config else {}
     name_end(tokenizer, text_settings(settings), source)
@@ -103,7 +105,7 @@ def _check_settings(folder: Path) -> None:
                 regular_file.read_object(folder / name, follow=True, bounded=False)
             except (OSError, ValueError, RecursionError) as error:
                 said = "it is nested too deeply" if isinstance(error, RecursionError) else error
-                raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=f"{name} cannot be read ({said})") from error
+                raise MODEL_DIRECTORY_INVALID(path=folder, problem=f"{name} cannot be read ({said})") from error
 
 
 class _Cached:
@@ -191,7 +193,7 @@ def _open_folder(spec: ModelSpec, path: Path) -> tuple[WeightMap, PreTrainedConf
     try:
         config = text_config(whole, folder)
         return map_weights(folder, config), config
-    except (errors.EliteError, MemoryError):
+    except (EliteError, MemoryError):
         raise
     except Exception as error:  # of any kind, by what config.json holds
         raise _unsupported(spec, error) from error
@@ -309,9 +311,9 @@ def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str
         return loader.from_pretrained(source, trust_remote_code=False, **arguments)
     except (OSError, SafetensorError) as error:
         if Path(source).is_dir():
-            raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=_first_line(error)) from error
-        raise errors.MODEL_NOT_AVAILABLE(name=source, problem=_first_line(error)) from error
-    except (errors.EliteError, MemoryError):
+            raise MODEL_DIRECTORY_INVALID(path=source, problem=_first_line(error)) from error
+        raise MODEL_NOT_AVAILABLE(name=source, problem=_first_line(error)) from error
+    except (EliteError, MemoryError):
         raise
     except Exception as error:  # of any kind, by what config.json holds
         if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):
@@ -320,7 +322,7 @@ def _from_library(spec: ModelSpec, loader: Any, source: str, arguments: dict[str
         of_family = loader is AutoConfig and type(error) is ValueError  # an unknown one, or code of its own
         if what is not None and not of_family:
             problem = f"{what} cannot be read ({_first_line(error)})"
-            raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
+            raise MODEL_DIRECTORY_INVALID(path=source, problem=problem) from error
         raise _unsupported(spec, error) from error
 
 
@@ -337,8 +339,8 @@ _OUT_OF_MEMORY = re.compile("memory|CUDA|alloc", re.IGNORECASE)
 """A RuntimeError that is the machine's, not the model's."""
 
 
-def _unsupported(spec: ModelSpec, error: Exception) -> errors.EliteError:
-    return errors.MODEL_FAMILY_UNSUPPORTED(
+def _unsupported(spec: ModelSpec, error: Exception) -> EliteError:
+    return MODEL_FAMILY_UNSUPPORTED(
         family=spec.family,
         feature="transformers without remote code",
         problem=_first_line(error),

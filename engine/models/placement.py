@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from engine import errors
+from engine.errors.model import DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE
 
 Precision = Literal["bf16", "fp16", "fp32", "nf4"]
 """How the base weights are stored; the adapter's master weights are always fp32."""
@@ -50,11 +50,11 @@ def choose_placement(device: str, precision: str) -> Placement:
         _require_bitsandbytes()
         return Placement(device=chosen, precision="nf4", compute=fastest)
     if precision == "fp16" and chosen.type == "cpu":
-        raise errors.PRECISION_UNAVAILABLE(
+        raise PRECISION_UNAVAILABLE(
             precision="fp16", problem="the CPU has no fp16 training kernels", remedy="use fp32 or bf16"
         )
     if precision == "bf16" and chosen.type == "cuda" and fastest != "bf16":
-        raise errors.PRECISION_UNAVAILABLE(
+        raise PRECISION_UNAVAILABLE(
             precision="bf16",
             problem=f"{torch.cuda.get_device_name(chosen)} has no bf16 units",
             remedy="use fp16 or nf4",
@@ -66,7 +66,7 @@ def choose_placement(device: str, precision: str) -> Placement:
 def _choose_device(name: str) -> torch.device:
     present = torch.cuda.is_available()
     if name == "cuda" and not present:
-        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="torch sees no CUDA device")
+        raise DEVICE_UNAVAILABLE(device="cuda", problem="torch sees no CUDA device")
     return torch.device("cuda", 0) if present and name != "cpu" else torch.device("cpu")
 
 
@@ -78,7 +78,7 @@ def _fastest_format(device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
 
 def _require_bitsandbytes() -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise errors.PRECISION_UNAVAILABLE(
+        raise PRECISION_UNAVAILABLE(
             precision="nf4",
             problem="the package bitsandbytes is not installed",
             remedy="run `pip install 'elite-tui[quant]'`, or use another precision",

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 from engine.models.layers import decoder_layers
 
 _FUNCTION = "load_balancing_loss_func"
@@ -143,8 +144,8 @@ def refuse_auxiliary_loss(config: Any, feature: str) -> None:
         raise _unsupported(config, feature, "it does not sum what the auxiliary loss of its routers needs")
 
 
-def _unsupported(config: Any, feature: str, problem: str) -> errors.EliteError:
-    return errors.MODEL_FAMILY_UNSUPPORTED(
+def _unsupported(config: Any, feature: str, problem: str) -> EliteError:
+    return MODEL_FAMILY_UNSUPPORTED(
         family=config.model_type,
         feature=feature,
         problem=problem,

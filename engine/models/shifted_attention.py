@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from engine import errors
 from engine.attention.backend import repeat_heads
 from engine.attention.rule import chunk_of
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 from engine.models.layer_settings import values_of_layers
 from engine.models.layers import decoder_layers
 
@@ -43,7 +43,7 @@ def shift_attention(model: Any, context: int) -> None:
     elif window is not None and window < context:
         problem = f"layers attend through a window of {window:,} tokens, shorter than the context"
     if problem:
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
+        raise MODEL_FAMILY_UNSUPPORTED(
             family=model.config.model_type,
             feature="shifted sparse attention",
             problem=problem,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from engine import errors
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 from engine.models.layers import decoder_layers
 
 TILE = 2048
@@ -28,7 +28,7 @@ def tile_mlps(model: Any, tile: int = TILE) -> None:
     for layer in decoder_layers(model):
         mlp = getattr(layer, "mlp", None)
         if mlp is None or hasattr(mlp, "experts"):
-            raise errors.MODEL_FAMILY_UNSUPPORTED(
+            raise MODEL_FAMILY_UNSUPPORTED(
                 family=model.config.model_type,
                 feature="the tiled MLP",
                 problem="its layers have no plain MLP",

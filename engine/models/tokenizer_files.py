@@ -16,7 +16,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from engine import errors, regular_file
+from engine import regular_file
+from engine.errors import one_line
+from engine.errors.model import MODEL_DIRECTORY_INVALID
 from engine.tokenization.encoder import find_end
 from engine.tokenization.plain_text import control_tokens
 
@@ -43,8 +45,8 @@ def open_saved(folder: Path) -> PreTrainedTokenizerFast:
     except MemoryError:
         raise
     except Exception as error:  # of any kind, by what the settings hold
-        problem = f"its tokenizer's settings cannot be read ({errors.one_line(error)})"
-        raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
+        problem = f"its tokenizer's settings cannot be read ({one_line(error)})"
+        raise MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
     use_file(tokenizer, own)
     config = folder / "config.json"
     name_end(
@@ -62,7 +64,7 @@ def read_file(file: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises nothing more precise
-        raise errors.MODEL_DIRECTORY_INVALID(path=file.parent, problem=f"{FILE} cannot be read ({error})") from error
+        raise MODEL_DIRECTORY_INVALID(path=file.parent, problem=f"{FILE} cannot be read ({error})") from error
 
 
 def use_file(tokenizer: PreTrainedTokenizerFast, own: Tokenizer) -> None:
@@ -88,7 +90,7 @@ def name_end(tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any], sour
     if named is not None:
         if own.token_to_id(str(named)) is None:
             problem = f"the end token {str(named)!r} that its settings name is not in its tokenizer"
-            raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem)
+            raise MODEL_DIRECTORY_INVALID(path=source, problem=problem)
         return
     control = control_tokens(json.loads(own.to_str()))
     listed = config.get("eos_token_id")
@@ -97,7 +99,7 @@ def name_end(tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any], sour
     end = find_end(own) if end is None else end
     if end is None:
         problem = "nothing says which token ends a text (eos_token in tokenizer_config.json)"
-        raise errors.MODEL_DIRECTORY_INVALID(path=source, problem=problem)
+        raise MODEL_DIRECTORY_INVALID(path=source, problem=problem)
     tokenizer.eos_token = own.id_to_token(end)
 
 
@@ -117,7 +119,7 @@ def stored_vocabulary(folder: Path) -> dict[str, int]:
         return {model.id_to_piece(token): token for token in range(model.get_piece_size())}
     except Exception as error:  # sentencepiece raises nothing more precise
         problem = f"it has no {FILE}, and its vocabulary cannot be read ({error})"
-        raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
+        raise MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
 
 
 def check_converted(tokenizer: PreTrainedTokenizerFast, wanted: Mapping[str, int], folder: Path) -> None:
@@ -130,4 +132,4 @@ def check_converted(tokenizer: PreTrainedTokenizerFast, wanted: Mapping[str, int
     missing = next((text for text, token in wanted.items() if found.get(text) != token), None)
     if missing is not None:
         problem = f"it has no {FILE}, and the one that transformers makes of its vocabulary lacks {missing!r}"
-        raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=problem)
+        raise MODEL_DIRECTORY_INVALID(path=folder, problem=problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine import errors
+from engine.errors.model import MODEL_DIRECTORY_INVALID
 
 
 def check_vocabulary(path: str | Path, tokenizer: Any, rows: int) -> None:
@@ -30,7 +30,7 @@ def check_vocabulary(path: str | Path, tokenizer: Any, rows: int) -> None:
     bad = sorted(number for number in beyond if number not in control or number in _emitted(tokenizer))
     if bad:
         problem = f"its tokenizer has {beyond[bad[0]]!r} as id {bad[0]:,}, and its model has {rows:,} rows"
-        raise errors.MODEL_DIRECTORY_INVALID(path=path, problem=problem)
+        raise MODEL_DIRECTORY_INVALID(path=path, problem=problem)
 
 
 def _emitted(tokenizer: Any) -> set[int]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from engine import errors
+from engine.errors.model import MODEL_DIRECTORY_INVALID
 from engine.models.folder import ModelFolder
 from engine.models.safetensors_header import StoredTensor
 from engine.models.wrappers import text_name
@@ -155,11 +155,11 @@ def _targets(model: Any, folder: ModelFolder, expected: Mapping[str, Any]) -> di
         matched = groups.setdefault(target, [])
         if matched and converter is None:
             problem = f"{matched[0].tensor.name} and {name} are both its {target}"
-            raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+            raise MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
         matched.append(_Matched(tensor, converter is not None, _part(target, name, converter, converters)))
     if strange:
         problem = f"{_some(strange)} of its files would be ignored: a {model.config.model_type} has no such weight"
-        raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+        raise MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
     return groups
 
 
@@ -202,7 +202,7 @@ def _join_tied(folder: ModelFolder, groups: dict[str, list[_Matched]], name: str
             f"{other.name} differs from {one.name}, and config.json ties them; set tie_word_embeddings to false to "
             f"use both, or remove {other.name}"
         )
-        raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+        raise MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
     del groups[name]
 
 
@@ -217,7 +217,7 @@ def _check_missing(folder: ModelFolder, expected: Mapping[str, Any], groups: Map
     missing = [name for name in expected if name not in groups]
     if missing:
         problem = f"{_some(missing)} of the model's weights {'is' if len(missing) == 1 else 'are'} missing in its files"
-        raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+        raise MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
 
 
 def _check_shapes(
@@ -230,11 +230,11 @@ def _check_shapes(
         shape = folder.shape(tensor)
         if shape != expected[name]:
             problem = f"{tensor.name} has shape {shape}, and config.json makes it {expected[name]}"
-            raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+            raise MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
     for name, parts in joined.items():
         if sum(math.prod(folder.shape(part)) for part in parts) != math.prod(expected[name]):
             problem = f"{parts[0].name} and {len(parts) - 1} more do not fill {name} of shape {expected[name]}"
-            raise errors.MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
+            raise MODEL_DIRECTORY_INVALID(path=folder.path, problem=problem)
 
 
 def _some(names: list[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peft.optimizers import create_loraplus_optimizer
 from torch.optim import AdamW, Optimizer
 
-from engine import errors
+from engine.errors.planning import OPTIMIZATION_UNAVAILABLE
 from engine.models.fine_tuning import FineTuning, FullTuning
 from engine.optim.decay import spare_vectors
 
@@ -55,7 +55,7 @@ def optimizer_type(name: str) -> type[Optimizer]:
     if name == "adamw":
         return AdamW
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise errors.OPTIMIZATION_UNAVAILABLE(
+        raise OPTIMIZATION_UNAVAILABLE(
             id="adamw_8bit",
             reason="the package bitsandbytes is not installed",
             remedy="run `pip install 'elite-tui[quant]'`, or set training.optimizer=adamw",

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from engine import errors
 from engine.config import RunConfig, TrainingSection
+from engine.errors.model import DEVICE_UNAVAILABLE
+from engine.errors.planning import CONTEXT_DOES_NOT_FIT, TIER_DOES_NOT_FIT
 from engine.hardware.machine import Machine
 from engine.hardware.rank_place import Ranks
 from engine.models.base_changes import BaseChanges
@@ -102,7 +103,7 @@ def request_of_run(
         EliteError: DEVICE_UNAVAILABLE, PRECISION_UNAVAILABLE, GPUS_MISSING or HOSTFILE_INVALID.
     """
     if config.model.device == "cuda" and not machine.gpus:
-        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
+        raise DEVICE_UNAVAILABLE(device="cuda", problem="no GPU was found")
     if config.model.device == "cpu":
         machine = without_gpu(machine)
     if ranks is None:
@@ -230,7 +231,7 @@ def _best_context(planning: PlanRequest, *, highest: bool) -> Choice:
 def _asked_context(planning: PlanRequest, context: int) -> Choice:
     row = plan_context(planning, context)
     if not row.fits:
-        raise errors.CONTEXT_DOES_NOT_FIT(context=f"{context:,}", reason=row.reason, remedy=row.remedy)
+        raise CONTEXT_DOES_NOT_FIT(context=f"{context:,}", reason=row.reason, remedy=row.remedy)
     return _alike(planning, row, f"context {context:,}, as configured")
 
 
@@ -238,7 +239,7 @@ def _asked_tier(planning: PlanRequest, number: int) -> Choice:
     tier = tier_of(number)
     row = plan_context(planning, tier.context, tier=number, sees=tier.sees, extreme=tier.extreme)
     if not row.fits:
-        raise errors.TIER_DOES_NOT_FIT(tier=number, context=f"{tier.context:,}", reason=row.reason, remedy=row.remedy)
+        raise TIER_DOES_NOT_FIT(tier=number, context=f"{tier.context:,}", reason=row.reason, remedy=row.remedy)
     return _alike(planning, row, f"tier {number}, as configured")
 
 
@@ -248,7 +249,7 @@ def _small_context(planning: PlanRequest) -> Choice:
     if not fitting:
         lowest = tier_of(1)
         row = plan_context(planning, lowest.context, tier=1)
-        raise errors.TIER_DOES_NOT_FIT(
+        raise TIER_DOES_NOT_FIT(
             tier=1, context=f"{lowest.context:,}", reason=row.reason or rows[0].reason, remedy=row.remedy
         )
     row = next((row for row in reversed(fitting) if row.in_time), fitting[0])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.config import RunConfig
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 from engine.hardware.machine import Machine
 from engine.models.fim_support import can_fill_in
 from engine.models.spec import ModelSpec

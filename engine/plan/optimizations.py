@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from engine import errors
 from engine.assets import asset
 from engine.config import RunConfig, field_spec, from_mapping, to_mapping
+from engine.errors.planning import OPTIMIZATION_CONFLICT, OPTIMIZATION_UNKNOWN
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -159,7 +159,7 @@ def find_optimization(name: str) -> Optimization:
     rows = {row.id: row for row in optimizations()}
     if name not in rows:
         near = difflib.get_close_matches(name, rows, n=1, cutoff=0.4)
-        raise errors.OPTIMIZATION_UNKNOWN(id=name, suggestion=f"did you mean {near[0]}?" if near else "check the name")
+        raise OPTIMIZATION_UNKNOWN(id=name, suggestion=f"did you mean {near[0]}?" if near else "check the name")
     return rows[name]
 
 
@@ -209,7 +209,7 @@ def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
     row = find_optimization(optimization)
     word = "on" if on else "off"
     if not row.switch_on:
-        raise errors.OPTIMIZATION_CONFLICT(
+        raise OPTIMIZATION_CONFLICT(
             id=row.id, to=word, reason="it has no switch", remedy=f"by default it is {row.default}"
         )
     asked = is_switched_on(config, row)
@@ -218,7 +218,7 @@ def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
     if on:
         for other in row.conflicts:
             if is_switched_on(config, find_optimization(other)):
-                raise errors.OPTIMIZATION_CONFLICT(
+                raise OPTIMIZATION_CONFLICT(
                     id=row.id,
                     to=word,
                     reason=f"{row.conflict_reasons[other]} ({other})",
@@ -227,7 +227,7 @@ def toggle(config: RunConfig, optimization: str, on: bool) -> RunConfig:
         for other in row.requires:
             needed = find_optimization(other)
             if all(value_at(config, path) == value for path, value in needed.switch_off.items()):
-                raise errors.OPTIMIZATION_CONFLICT(
+                raise OPTIMIZATION_CONFLICT(
                     id=row.id, to=word, reason=f"it is a part of {other}, which is off", remedy=f"switch {other} on"
                 )
     values = row.switch_on if on else {**_defaults_of_parts(row), **row.switch_off}
@@ -286,7 +286,7 @@ def refuse_conflicts(config: RunConfig, *, streamed: bool) -> None:
             remedy = _how_to_switch_off(find_optimization(other))
             if other == "streamed_backprop":
                 remedy = f"set training.step=whole with a shorter context, or {_how_to_switch_off(row)}"
-            raise errors.OPTIMIZATION_CONFLICT(
+            raise OPTIMIZATION_CONFLICT(
                 id=row.id, to="on", reason=f"{row.conflict_reasons[other]} ({other})", remedy=remedy
             )
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from msgspec import structs
 
-from engine import errors
+from engine.errors.distributed import STRATEGY_UNAVAILABLE
+from engine.errors.usage import CONFIG_INVALID
 from engine.hardware.machine import Machine
 from engine.models.families import refuse
 from engine.models.spec import ModelSpec
@@ -182,10 +183,10 @@ def plan_context(
         raise refuse(planning.spec.family, "streamed", problem)
     if work.ranks > 1 and (problem := sharding_refusal(planning.spec)):
         strategy, remedy = planning.distributed.strategy, "use --set distributed.strategy=data"
-        raise errors.STRATEGY_UNAVAILABLE(strategy=strategy, problem=problem, remedy=remedy)
+        raise STRATEGY_UNAVAILABLE(strategy=strategy, problem=problem, remedy=remedy)
     found = _candidates(planning, work, budget, refusal)
     if not found:
-        raise errors.CONFIG_INVALID(
+        raise CONFIG_INVALID(
             source="configuration",
             field="stream.kv_home",
             problem="processes that share a window exchange keys and values from GPU to GPU",
@@ -290,7 +291,7 @@ def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: 
     """Returns every plan considered for windows of this workload, whether it fits or not."""
     weights, way = planning.weights, planning.step
     if planning.fixed.get("weights_home") == "disk" and planning.spec.sparse_layers:
-        raise errors.CONFIG_INVALID(
+        raise CONFIG_INVALID(
             source="configuration",
             field="stream.weights_home",
             problem=f"no 4-bit copy of {planning.spec.name} is kept, whose experts stay in 16 bits",

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from msgspec import structs
 
-from engine import errors
 from engine.config import (
     CheckpointSection,
     DataSection,
@@ -21,6 +20,8 @@ from engine.config import (
     StreamSection,
     TrainingSection,
 )
+from engine.errors.model import PRECISION_UNAVAILABLE
+from engine.errors.usage import CONFIG_INVALID
 from engine.hardware.machine import Gpu, Machine
 from engine.models.families import refusal
 from engine.models.spec import EXPERTS, ModelSpec
@@ -159,7 +160,7 @@ def storage(machine: Machine, precision: str, method: Method = "lora") -> tuple[
         EliteError: PRECISION_UNAVAILABLE; also for full fine-tuning of 4-bit weights.
     """
     if method == "full" and precision == "nf4":
-        raise errors.PRECISION_UNAVAILABLE(
+        raise PRECISION_UNAVAILABLE(
             precision="nf4",
             problem="weights stored in 4 bits cannot be trained themselves",
             remedy="use bf16 or auto, or training.method=lora",
@@ -171,13 +172,13 @@ def storage(machine: Machine, precision: str, method: Method = "lora") -> tuple[
 def _storages(machine: Machine, precision: str) -> tuple[ComputeType, tuple[BaseWeights, ...]]:
     if not machine.gpus:
         if precision == "fp16":
-            raise errors.PRECISION_UNAVAILABLE(
+            raise PRECISION_UNAVAILABLE(
                 precision="fp16", problem="CPUs do not train in it", remedy="use fp32, bf16 or auto"
             )
         return "bf16" if precision == "bf16" else "fp32", ("nf4",) if precision == "nf4" else ("resident",)
     gpu = machine.gpus[0]
     if precision == "bf16" and not gpu.has_bf16:
-        raise errors.PRECISION_UNAVAILABLE(
+        raise PRECISION_UNAVAILABLE(
             precision="bf16", problem=f"{gpu.name} does not compute in it", remedy="use fp16, nf4 or auto"
         )
     half: ComputeType = "bf16" if gpu.has_bf16 else "fp16"
@@ -279,7 +280,7 @@ def _asked_backend(name: str, gpu: Gpu | None) -> Backend:
     elif gpu is not None and name != "efficient" and (gpu.compute_capability or (8, 0)) < (8, 0):
         problem, others = f"it needs an Ampere card or newer, and {gpu.name} is older", "efficient"
     if problem is not None:
-        raise errors.CONFIG_INVALID(
+        raise CONFIG_INVALID(
             source="configuration",
             field="stream.attention",
             problem=f"{name}: {problem}",

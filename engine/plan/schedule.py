@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from msgspec import structs
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.planning import CONTEXT_DOES_NOT_FIT, HOURS_TOO_FEW, TIER_DOES_NOT_FIT
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, TierTable, plan_context, tier_table
 from engine.plan.request import PlanRequest
 from engine.plan.step_layout import StepLayout
@@ -214,7 +215,7 @@ def given_stages(planning: PlanRequest, pairs: Sequence[tuple[int, int]]) -> Sch
     for plan in plans:
         if not plan.fits:
             context = f"{plan.context:,}"
-            raise errors.CONTEXT_DOES_NOT_FIT(context=context, reason=plan.reason, remedy=plan.remedy)
+            raise CONTEXT_DOES_NOT_FIT(context=context, reason=plan.reason, remedy=plan.remedy)
     return Schedule(
         stages=tuple(Stage(plan=plan, updates=count) for plan, (_, count) in zip(plans, pairs, strict=True)),
         tokens_per_update=planning.training.tokens_per_update,
@@ -271,7 +272,7 @@ class _Scheduler:
         top = table.row(number)
         if not top.fits:
             context = f"{tier_of(number).context:,}"
-            raise errors.TIER_DOES_NOT_FIT(tier=number, context=context, reason=top.reason, remedy=top.remedy)
+            raise TIER_DOES_NOT_FIT(tier=number, context=context, reason=top.reason, remedy=top.remedy)
         stages, whole = self._grown(top, LONG_UPDATES)
         if not stages:
             stages, whole = self._grown(top, 1, asked=True)
@@ -285,7 +286,7 @@ class _Scheduler:
         lowest = plan_context(self._planning, min(SMALL_CONTEXTS))
         if not lowest.fits:
             row = table.row(1)
-            raise errors.TIER_DOES_NOT_FIT(
+            raise TIER_DOES_NOT_FIT(
                 tier=1, context=f"{row.context:,}", reason=row.reason or lowest.reason, remedy=row.remedy
             )
         like = alike(self._planning, lowest)
@@ -414,12 +415,12 @@ class _Scheduler:
             additions=tuple(additions),
         )
 
-    def _too_few(self, what: str, seconds: float, whole: WholeTime) -> errors.EliteError:
+    def _too_few(self, what: str, seconds: float, whole: WholeTime) -> EliteError:
         needed = whole.around(seconds / (1 - RESERVE), LEAST_UPDATES) / 3600
         # Rounded up to two digits, so that asking for as much is enough.
         digits = 1 - math.floor(math.log10(needed))
         enough = math.ceil(needed * 1.02 * 10**digits) / 10**digits
-        return errors.HOURS_TOO_FEW(hours=f"{self._hours or 0:g}", what=what, needed=f"{enough:g}")
+        return HOURS_TOO_FEW(hours=f"{self._hours or 0:g}", what=what, needed=f"{enough:g}")
 
 
 def _tokens_of(row: TierPlan) -> int:

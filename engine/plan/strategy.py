@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from engine import errors
 from engine.config.hosts import Host, hosts_of
+from engine.errors.distributed import GPUS_MISSING, STRATEGY_UNAVAILABLE
 from engine.hardware.rank_place import Ranks
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def hosts_to_start(config: RunConfig, machine: Machine | None = None) -> list[Ho
     found = 0 if config.model.device == "cpu" else len((machine or _read_machine()).gpus)
     hosts = hosts_of(config, config.distributed.gpus or max(1, found))
     if found and hosts[0].slots > found:
-        raise errors.GPUS_MISSING(wanted=hosts[0].slots, found=found)
+        raise GPUS_MISSING(wanted=hosts[0].slots, found=found)
     return hosts
 
 
@@ -76,7 +76,7 @@ def choose_strategy(config: RunConfig, spec: ModelSpec, *, ranks: int, streamed:
         return "ring" if spreads and config.distributed.compression == "none" else "data"
     problem, remedy = _refusal(asked, config, spec, ranks=ranks, streamed=streamed)
     if problem:
-        raise errors.STRATEGY_UNAVAILABLE(strategy=asked, problem=problem, remedy=remedy)
+        raise STRATEGY_UNAVAILABLE(strategy=asked, problem=problem, remedy=remedy)
     return asked
 
 

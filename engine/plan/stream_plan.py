@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 
 Home = Literal["gpu", "host", "disk"]
 BaseWeights = Literal["resident", "nf4", "streamed", "nf4-streamed"]

@@ -12,10 +12,10 @@ import psutil
 import torch
 from accelerate import Accelerator
 
-from engine import errors
 from engine.data.window_source import tokens_per_update
 from engine.data.windows import Windows
 from engine.distributed.torch_process_group import TorchProcessGroup
+from engine.errors.usage import CONFIG_INVALID
 from engine.models.adapter import attach_adapter, trainable
 from engine.models.base_changes import BaseChanges
 from engine.models.fine_tuning import AdapterTuning, FineTuning, FullTuning
@@ -265,7 +265,7 @@ def build_learning(tuning: FineTuning, config: RunConfig, *, context: int, total
 
 def _check_early_stopping(training: TrainingSection) -> None:
     if training.early_stopping and not training.evaluate_every:
-        raise errors.CONFIG_INVALID(
+        raise CONFIG_INVALID(
             source="configuration",
             field="training.early_stopping",
             problem="there are no evaluations during the run to watch",

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from engine import errors
 from engine.data.chats import read_template
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.fim import share_in_words
 from engine.data.window_source import Update, WindowSource, tokens_per_update
+from engine.errors.data import REPOSITORY_TOO_SMALL
 from engine.evaluation.baselines import Baselines, digest_windows
 from engine.evaluation.curve import past_ratios, read_curve
 from engine.evaluation.promise import compare
@@ -241,7 +241,7 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
     )
     summary = dataset.summary
     if not (len(dataset.train) and len(dataset.held_out)):
-        raise errors.REPOSITORY_TOO_SMALL(
+        raise REPOSITORY_TOO_SMALL(
             path=", ".join((*data.repositories, *data.datasets)), tokens=summary.tokens, files=len(summary.files)
         )
     train_files = len(summary.files) - summary.held_out_files

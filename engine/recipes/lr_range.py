@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from engine import errors
 from engine.data.dataset import build_dataset
 from engine.data.window_source import plan_updates
+from engine.errors.usage import CONFIG_INVALID
 from engine.hardware.process_memory import memory_usage
 from engine.models.loading import load_tokenizer
 from engine.optim.lr_range import FILE_NAME, range_rates, range_test
@@ -108,7 +108,7 @@ def _build(session: TrainingSession, setup: Setup, progress: Progress, rates: li
         session.emit(LogLine(level="info", text=text))
 
     if config.training.objective == "dpo":
-        raise errors.CONFIG_INVALID(
+        raise CONFIG_INVALID(
             source="configuration",
             field="training.objective",
             problem="the rates are compared by the cross-entropy, not by dpo's loss",

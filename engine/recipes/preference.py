@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from engine import errors
 from engine.data.pairs import Pair, PairWindows
+from engine.errors import EliteError
+from engine.errors.usage import CONFIG_INVALID
 from engine.protocol import LogLine
 from engine.steps.held_out_loss import HeldOutLoss, choose_windows
 from engine.steps.preference_step import PreferenceLoss, PreferenceStep, as_pair, mean_figures
@@ -93,9 +94,9 @@ def refuse_dropout(model: nn.Module) -> None:
             raise _refusal("model.name", why, "set its dropout to 0 in config.json, or use another model")
 
 
-def _refusal(field: str, why: str, remedy: str) -> errors.EliteError:
+def _refusal(field: str, why: str, remedy: str) -> EliteError:
     problem = f"it cannot be combined with training.objective=dpo: {why}"
-    return errors.CONFIG_INVALID(source="configuration", field=field, problem=problem, remedy=remedy)
+    return CONFIG_INVALID(source="configuration", field=field, problem=problem, remedy=remedy)
 
 
 class Preferences:

@@ -13,10 +13,11 @@ import torch
 from accelerate.utils import set_seed
 from msgspec.structs import replace
 
-from engine import __version__, errors, regular_file
+from engine import __version__, regular_file
 from engine.atomic_dir import AtomicDir, DamagedError
 from engine.config import RunConfig, TrainingSection
 from engine.data.repositories import estimate_data_tokens
+from engine.errors.runs import NOTHING_TO_RESUME, RUN_DAMAGED
 from engine.hardware.inventory import take_inventory
 from engine.hardware.limits import count_cores
 from engine.hardware.machine import Machine
@@ -114,7 +115,7 @@ def set_up(session: TrainingSession, *, grow: bool = True) -> Setup:
     checkpoints.heal()
     resumed, damaged = group.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
     if resumed is None and damaged:
-        raise errors.NOTHING_TO_RESUME(run=session.run.id)
+        raise NOTHING_TO_RESUME(run=session.run.id)
     planned_updates = (choice.updates if choice.schedule else config.training.max_steps) or 0
     total_steps = resumed.progress.total_steps if resumed else planned_updates
     session.emit(
@@ -297,5 +298,5 @@ def identify_base(session: TrainingSession, spec: ModelSpec) -> Fingerprint:
         if not compared and session.group.leads:
             found.save(run.path)
     except ValueError as error:
-        raise errors.RUN_DAMAGED(path=run.path, problem=error) from error
+        raise RUN_DAMAGED(path=run.path, problem=error) from error
     return found

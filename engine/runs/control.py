@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.runs import RUN_CONTROL_UNREACHABLE, RUN_NOT_ACTIVE
 from engine.protocol import (
     Command,
     CommandAcked,
@@ -241,17 +242,17 @@ def _read_receipt(run: RunDirectory, line: bytes) -> bool:
     return isinstance(reply, dict) and "received" in reply
 
 
-def not_active(run: RunDirectory, status: str) -> errors.EliteError:
+def not_active(run: RunDirectory, status: str) -> EliteError:
     """Returns the error of a command to a run that has ended: RUN_NOT_ACTIVE, with what can be done with it."""
     done, more = f"`engine attach {run.id}` shows how it ended", f"`engine train --resume {run.id}` continues it"
-    return errors.RUN_NOT_ACTIVE(run=run.id, status=status, remedy=done if status == "completed" else more)
+    return RUN_NOT_ACTIVE(run=run.id, status=status, remedy=done if status == "completed" else more)
 
 
-def _unreachable(run: RunDirectory, problem: str) -> errors.EliteError:
+def _unreachable(run: RunDirectory, problem: str) -> EliteError:
     status = run.status()
     if status not in ACTIVE:
         return not_active(run, status)
-    return errors.RUN_CONTROL_UNREACHABLE(run=run.id, problem=problem)
+    return RUN_CONTROL_UNREACHABLE(run=run.id, problem=problem)
 
 
 def _listen(path: Path) -> socket.socket:

@@ -6,7 +6,8 @@ import datetime
 import traceback
 from pathlib import Path
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.usage import INTERNAL
 from engine.runs.run_index import state_directory
 
 FILE_NAME = "elite-tui.log"
@@ -26,7 +27,7 @@ def record_crash(error: BaseException) -> Path | None:
     return path
 
 
-def internal_error(error: BaseException) -> errors.EliteError:
+def internal_error(error: BaseException) -> EliteError:
     """Logs an unexpected exception and returns INTERNAL for it."""
     log = record_crash(error)
-    return errors.INTERNAL(kind=type(error).__name__, problem=error, log=log or "this message")
+    return INTERNAL(kind=type(error).__name__, problem=error, log=log or "this message")

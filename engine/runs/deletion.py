@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine.errors.runs import RUN_STILL_ACTIVE, RUN_UNDELETABLE
 from engine.runs.run_summary import ACTIVE
 
 if TYPE_CHECKING:
@@ -29,18 +29,18 @@ def delete_run(run: RunDirectory) -> None:
     """
     path = run.path
     if path.is_symlink() or path.parent.name != "runs" or not run.config_path.is_file():
-        raise errors.RUN_UNDELETABLE(path=path, problem="it is not a run's folder below an output folder's runs")
+        raise RUN_UNDELETABLE(path=path, problem="it is not a run's folder below an output folder's runs")
     aside = path.with_name(f"{_ASIDE}{run.id}-{secrets.token_hex(2)}")
     try:
         with run.launching():
             if (status := run.status()) in ACTIVE:
-                raise errors.RUN_STILL_ACTIVE(run=run.id, status=status)
+                raise RUN_STILL_ACTIVE(run=run.id, status=status)
             path.rename(aside)
         for leftover in path.parent.glob(f"{_ASIDE}*"):
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
     except OSError as error:
-        raise errors.RUN_UNDELETABLE(path=_at_fault(path, error), problem=error.strerror or error) from error
+        raise RUN_UNDELETABLE(path=_at_fault(path, error), problem=error.strerror or error) from error
 
 
 def _at_fault(path: Path, error: OSError) -> Path:

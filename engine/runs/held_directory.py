@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from engine import errors
+from engine.errors.runs import RUN_MOVED
 
 
 class HeldDirectory:
@@ -35,4 +35,4 @@ class HeldDirectory:
         except OSError:
             return
         if moved:
-            raise errors.RUN_MOVED(path=self._path)
+            raise RUN_MOVED(path=self._path)

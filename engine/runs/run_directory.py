@@ -22,7 +22,10 @@ from typing import TYPE_CHECKING, Literal
 from msgspec.structs import replace
 
 from engine import config as run_config
-from engine import durable, errors, regular_file
+from engine import durable, regular_file
+from engine.errors import EliteError
+from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE, RUN_DAMAGED, RUN_UNKNOWN
+from engine.errors.usage import CONFIG_UNREADABLE
 from engine.quantities import format_bytes
 from engine.runs.deepspeed_config import deepspeed_config
 from engine.runs.run_summary import RunStatus, RunSummary, read_status, read_summary
@@ -157,10 +160,10 @@ class RunDirectory:
         run = cls(path.absolute())
         try:
             if not run.config_path.is_file():
-                raise errors.RUN_UNKNOWN(reference=path)
+                raise RUN_UNKNOWN(reference=path)
             os.scandir(run.path).close()
         except OSError as error:
-            raise errors.RUN_DAMAGED(path=path, problem=error.strerror or error) from error
+            raise RUN_DAMAGED(path=path, problem=error.strerror or error) from error
         return run
 
     def write_deepspeed(self, config: RunConfig, context: int | None = None, ranks: int = 1) -> None:
@@ -224,10 +227,10 @@ class RunDirectory:
         try:
             text = regular_file.read_bytes(self.config_path, 1 << 20)
         except OSError as error:
-            raise errors.CONFIG_UNREADABLE(path=self.config_path, problem=error.strerror or error) from error
+            raise CONFIG_UNREADABLE(path=self.config_path, problem=error.strerror or error) from error
         if not text.strip(b"\0 \r\n\t"):
             # Every field has a default: an empty file would be another run's configuration.
-            raise errors.CONFIG_UNREADABLE(path=self.config_path, problem="it is empty")
+            raise CONFIG_UNREADABLE(path=self.config_path, problem="it is empty")
         return run_config.load(self.config_path)
 
     def status(self) -> RunStatus:
@@ -248,13 +251,13 @@ class RunDirectory:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise errors.RUN_UNKNOWN(reference=self.path) from None
+            raise RUN_UNKNOWN(reference=self.path) from None
         except OSError as error:
             raise _output_error(self.path, error, 0) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             if not self._is_still(fd):
-                raise errors.RUN_UNKNOWN(reference=self.path)
+                raise RUN_UNKNOWN(reference=self.path)
             yield
         finally:
             os.close(fd)
@@ -277,7 +280,7 @@ def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:
         EliteError: OUTPUT_UNWRITABLE or OUTPUT_FULL.
     """
     if "\0" in str(output):
-        raise errors.OUTPUT_UNWRITABLE(path=output, problem="the path holds a null character")
+        raise OUTPUT_UNWRITABLE(path=output, problem="the path holds a null character")
     try:
         existing = output
         while not existing.exists():
@@ -290,13 +293,13 @@ def check_output(output: Path, needed: int = MINIMUM_FREE) -> None:
     except OSError as error:
         raise _output_error(output, error, needed) from error
     if free < needed:
-        raise errors.OUTPUT_FULL(path=output, free=format_bytes(free), needed=format_bytes(needed))
+        raise OUTPUT_FULL(path=output, free=format_bytes(free), needed=format_bytes(needed))
 
 
-def _output_error(output: Path, error: OSError, needed: int) -> errors.EliteError:
+def _output_error(output: Path, error: OSError, needed: int) -> EliteError:
     if error.errno in _NO_SPACE:
-        return errors.OUTPUT_FULL(path=output, free="no space", needed=format_bytes(needed))
-    return errors.OUTPUT_UNWRITABLE(path=output, problem=error.strerror or error)
+        return OUTPUT_FULL(path=output, free="no space", needed=format_bytes(needed))
+    return OUTPUT_UNWRITABLE(path=output, problem=error.strerror or error)
 
 
 def _missing_parents(path: Path) -> list[Path]:

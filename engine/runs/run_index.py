@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors
+from engine.errors.runs import RUN_AMBIGUOUS, RUN_UNKNOWN
 from engine.runs.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -94,16 +94,16 @@ def find_run(reference: str | None = None, output: Path | None = None) -> RunDir
         newest = find_runs(output)
         if not newest:
             there = "yet" if output is None else f"in {output}"
-            raise errors.RUN_UNKNOWN(reference=f"'newest': there is none {there}")
+            raise RUN_UNKNOWN(reference=f"'newest': there is none {there}")
         return newest[0]
     matches = [run for run in find_runs() if reference and run.id.startswith(reference)]
     exact = [run for run in matches if run.id == reference]
     if len(exact or matches) == 1:
         return (exact or matches)[0]
     if matches:
-        raise errors.RUN_AMBIGUOUS(reference=reference, matches=", ".join(run.id for run in matches))
+        raise RUN_AMBIGUOUS(reference=reference, matches=", ".join(run.id for run in matches))
     if not reference or "\0" in reference:
-        raise errors.RUN_UNKNOWN(reference=repr(reference))
+        raise RUN_UNKNOWN(reference=repr(reference))
     return RunDirectory.open(Path(reference))
 
 

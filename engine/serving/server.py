@@ -9,7 +9,8 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.generation import SERVE_PORT
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -33,9 +34,9 @@ def listen(host: str, port: int) -> socket.socket:
     return opened
 
 
-def _unusable(host: str, port: int, error: Exception) -> errors.EliteError:
+def _unusable(host: str, port: int, error: Exception) -> EliteError:
     problem = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return errors.SERVE_PORT(host=host, port=port, problem=problem[:1].lower() + problem[1:])
+    return SERVE_PORT(host=host, port=port, problem=problem[:1].lower() + problem[1:])
 
 
 class _Server(uvicorn.Server):

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from engine import errors
 from engine.distributed.gradient_sum import AllReduceSum, GradientSum
 from engine.distributed.torch_process_group import TorchProcessGroup
+from engine.errors import one_line
+from engine.errors.distributed import RANK_FAILED
 from engine.models.fine_tuning import FineTuning
 from engine.plan.step_layout import StepLayout
 from engine.randomness import draw_seed, keyed_numbers
@@ -80,7 +81,7 @@ class DataParallelStep(FallbackStep):
             state = _ABANDONED
         except Exception as error:
             state, failure = _FAILED, error
-        problem = "" if failure is None else errors.one_line(failure)[:500]
+        problem = "" if failure is None else one_line(failure)[:500]
         outcomes = self._group.gather((state, loss_sum, problem))
         if failure is not None:
             raise failure
@@ -92,7 +93,7 @@ class DataParallelStep(FallbackStep):
 def _raise_others(outcomes: list[tuple[int, float, str]], ranks: int) -> None:
     for rank, (state, _, problem) in enumerate(outcomes):
         if state == _FAILED:
-            raise errors.RANK_FAILED(
+            raise RANK_FAILED(
                 rank=rank,
                 ranks=ranks,
                 problem=problem,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from engine import errors
-from engine.errors import EliteError
+from engine.errors import EliteError, one_line
+from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE
+from engine.errors.training import GRADIENT_NOT_FINITE, LOSS_NOT_FINITE, MEMORY_FULL, OUT_OF_MEMORY
 from engine.streaming.out_of_memory import full_place
 
 if TYPE_CHECKING:
@@ -38,19 +39,19 @@ def memory_place(error: BaseException) -> Place | None:
     if isinstance(error, HostMemoryLowError):
         return "host"
     place = full_place(error)
-    if isinstance(error, EliteError) and error.kind is errors.OUT_OF_MEMORY:
+    if isinstance(error, EliteError) and error.kind is OUT_OF_MEMORY:
         place = error.values["place"]
     return place if place in ("GPU", "host", "disk") else None  # type: ignore[return-value]
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether the disk was full when a checkpoint was written."""
-    return isinstance(error, EliteError) and error.kind is errors.OUTPUT_FULL
+    return isinstance(error, EliteError) and error.kind is OUTPUT_FULL
 
 
 def is_disk_failing(error: BaseException) -> bool:
     """Whether the disk failed when a checkpoint was written, for another reason than that it was full."""
-    return isinstance(error, EliteError) and error.kind is errors.OUTPUT_UNWRITABLE
+    return isinstance(error, EliteError) and error.kind is OUTPUT_UNWRITABLE
 
 
 def is_driver_failure(error: BaseException) -> bool:
@@ -65,7 +66,7 @@ def is_driver_failure(error: BaseException) -> bool:
 
 def is_divergence(error: BaseException) -> bool:
     """Whether the loss or its gradient is not finite."""
-    return isinstance(error, EliteError) and error.kind in (errors.LOSS_NOT_FINITE, errors.GRADIENT_NOT_FINITE)
+    return isinstance(error, EliteError) and error.kind in (LOSS_NOT_FINITE, GRADIENT_NOT_FINITE)
 
 
 def release_memory() -> None:
@@ -93,7 +94,7 @@ def memory_errors(phase: str, largest: str, remedy: str) -> Iterator[None]:
         place = full_place(error)
         if place is None:
             raise
-        raise errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=remedy) from error
+        raise OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=remedy) from error
 
 
 @contextlib.contextmanager
@@ -109,5 +110,5 @@ def memory_errors_by_phase(session: TrainingSession) -> Iterator[None]:
         place = full_place(error)
         if place is None:
             raise
-        problem = errors.one_line(error) or type(error).__name__
-        raise errors.MEMORY_FULL(place=place, phase=session.phase, problem=problem, run=session.run.id) from error
+        problem = one_line(error) or type(error).__name__
+        raise MEMORY_FULL(place=place, phase=session.phase, problem=problem, run=session.run.id) from error

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 from engine.plan.search import Way
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import Home, StreamPlan, base_weights

@@ -8,8 +8,9 @@ from typing import Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from engine import errors
-from engine.errors import EliteError, StreamPlanError
+from engine.errors import EliteError
+from engine.errors.planning import LAYOUT_UNAVAILABLE, StreamPlanError
+from engine.errors.training import OUT_OF_MEMORY
 from engine.models.adapter import trainable
 from engine.models.fine_tuning import FineTuning
 from engine.plan.step_layout import StepLayout, difference
@@ -104,7 +105,7 @@ class FallbackStep:
             try:
                 return attempt(self._ready(trains=trains))
             except StreamPlanError as refused:
-                raise errors.LAYOUT_UNAVAILABLE(problem=refused) from refused
+                raise LAYOUT_UNAVAILABLE(problem=refused) from refused
             except Exception as caught:
                 place = memory_place(caught)
                 if place is None:
@@ -154,7 +155,7 @@ def _out_of_ways(error: Exception, place: Place) -> Exception:
     """Returns the final error, when no smaller layout is left."""
     if isinstance(error, EliteError):
         return error
-    return errors.OUT_OF_MEMORY(
+    return OUT_OF_MEMORY(
         place=place,
         phase="a step",
         largest="a window in the smallest layout",

@@ -15,11 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine import errors
 from engine.distributed.ring import RingExchange
 from engine.distributed.shards import Order, Segment, rows_of, segments
 from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.distributed.ulysses import UlyssesExchange
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 from engine.randomness import derive_seed
 from engine.steps.shared_attention import Leg, SharedAttention, SharedMixer
 from engine.streaming.decoder import Decoder
@@ -66,7 +66,7 @@ def refuse_recurrent_layers(decoder: Decoder) -> None:
         EliteError: MODEL_FAMILY_UNSUPPORTED.
     """
     if any(decoder.mixers):
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
+        raise MODEL_FAMILY_UNSUPPORTED(
             family=decoder.config.model_type,
             feature="sequence parallelism (ring and ulysses)",
             problem="the states of its recurrent layers are not passed from rank to rank",

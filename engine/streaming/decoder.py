@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine import errors
+from engine.errors import EliteError
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 from engine.models.families import DROPOUTS, require, setting_refusals
 from engine.models.layer_settings import values_of_layers
 from engine.models.layers import layer_list
@@ -355,13 +356,11 @@ def refuse_on_ranks(decoder: Decoder) -> None:
         raise _unsupported(decoder.config, "a sequence on several ranks", problem, "one GPU for each sequence")
 
 
-def does_not_attend_once(config: Any, layer: int, calls: int) -> errors.EliteError:
+def does_not_attend_once(config: Any, layer: int, calls: int) -> EliteError:
     """The error for a layer that couples its tokens by something else than one call of the attention function."""
     problem = f"layer {layer} calls the attention function {calls} times instead of once"
     return _unsupported(config, "the streamed step", problem, "a decoder whose every layer attends")
 
 
-def _unsupported(config: Any, feature: str, problem: str, supported: str) -> errors.EliteError:
-    return errors.MODEL_FAMILY_UNSUPPORTED(
-        family=config.model_type, feature=feature, problem=problem, supported=supported
-    )
+def _unsupported(config: Any, feature: str, problem: str, supported: str) -> EliteError:
+    return MODEL_FAMILY_UNSUPPORTED(family=config.model_type, feature=feature, problem=problem, supported=supported)

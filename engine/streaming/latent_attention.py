@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from engine import errors
+from engine.errors.model import MODEL_FAMILY_UNSUPPORTED
 from engine.streaming.kv_cache import KvCache
 
 Expand = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -62,7 +62,7 @@ def refuse_dropout(module: nn.Module | None, config: Any) -> None:
     if module is None or not module.training:
         return
     if any(isinstance(part, nn.Dropout) and part.p > 0 for part in module.modules()):
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
+        raise MODEL_FAMILY_UNSUPPORTED(
             family=config.model_type,
             feature="lora.dropout in the streamed step",
             problem="its keys and values are expanded again for every tile that reads them",

@@ -7,8 +7,8 @@ import errno
 import torch
 from torch import nn
 
-from engine import errors
 from engine.errors import EliteError
+from engine.errors.training import OUT_OF_MEMORY
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.window_ring import ring_for
 from engine.streaming.decoder import Decoder
@@ -41,7 +41,7 @@ def out_of_memory(
     largest = _largest_on_gpu(model, decoder, plan, context) if on_gpu else between
     pageable = plan.kv_home == "gpu" and ring_for(decoder.widest_window, plan.tile, context) is None
     remedy = _smaller_plan(place, plan, here, pageable=pageable)
-    return errors.OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=remedy)
+    return OUT_OF_MEMORY(place=place, phase=phase, largest=largest, remedy=remedy)
 
 
 def _largest_on_gpu(model: nn.Module, decoder: Decoder, plan: StreamPlan, context: int) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 
 _BLOCK = 64
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 from engine.models.router_balance import RouterBalance, attached, probabilities_of
 from engine.models.wide_gradients import WideGradients
 from engine.plan.stream_plan import EMBEDDED_AT_ONCE, StreamPlan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 from engine.plan.stream_plan import Home
 from engine.streaming.copies import CopyStreams
 from engine.streaming.disk_tiles import DiskStaging, DiskTiles

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from engine import errors
+from engine.errors import one_line
+from engine.errors.model import TOKENIZER_FAILED
 from engine.tokenization.repeated_lines import ids_of, repeated_lines
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _encoded(tokenizer: Tokenizer, texts: list[str]) -> list[Any]:
         # A regular expression that gives up on a text makes the library panic, which is no Exception.
         if type(error).__name__ != "PanicException":
             raise
-        raise errors.TOKENIZER_FAILED(problem=errors.one_line(error)) from None
+        raise TOKENIZER_FAILED(problem=one_line(error)) from None
 
 
 _MOST_GROWTH = 256
@@ -194,7 +195,7 @@ def _check_growth(stored: dict[str, Any]) -> None:
                 taken = len(text) if isinstance(text := pattern.get("String"), str) else 0
                 growth *= max(1.0, len(step["content"]) / taken if taken else len(step["content"]) + 1.0)
     if growth > _MOST_GROWTH:
-        raise errors.TOKENIZER_FAILED(problem=f"its replacements make a text up to {growth:,.0f} times longer")
+        raise TOKENIZER_FAILED(problem=f"its replacements make a text up to {growth:,.0f} times longer")
 
 
 def _built(stored: dict[str, Any]) -> Tokenizer:

@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import atomic_dir, durable, errors
+from engine import atomic_dir, durable
 from engine.atomic_dir import AtomicDir, DamagedError
+from engine.errors import EliteError
+from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE
 from engine.quantities import format_bytes
 
 _NAME = re.compile(r"step-(\d{6,})")
@@ -181,11 +183,11 @@ def _is_valid(path: Path) -> bool:
     return True
 
 
-def writing_failed(path: Path, error: OSError) -> errors.EliteError:
+def writing_failed(path: Path, error: OSError) -> EliteError:
     """Maps an OSError from writing a folder to a typed error."""
     if durable.is_full(error):
         with contextlib.suppress(OSError):
             free = format_bytes(shutil.disk_usage(path.parent).free)
-            return errors.OUTPUT_FULL(path=path, free=free, needed="more for a checkpoint")
-        return errors.OUTPUT_FULL(path=path, free="no space", needed="more for a checkpoint")
-    return errors.OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error)
+            return OUTPUT_FULL(path=path, free=free, needed="more for a checkpoint")
+        return OUTPUT_FULL(path=path, free="no space", needed="more for a checkpoint")
+    return OUTPUT_UNWRITABLE(path=path, problem=error.strerror or error)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from engine import durable, errors
+from engine import durable
+from engine.errors import one_line
+from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE
 from engine.hardware.disk import read_disk
 from engine.protocol import PAUSED_PREFIX, RecoveryTaken, Resume, Stop, WarningRaised
 from engine.quantities import format_bytes
@@ -67,18 +69,18 @@ class DiskSpace:
                     raise
 
     def _await_room(self, error: Exception) -> None:
-        message = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its files")
+        message = OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its files")
         if not self._session.config.recovery.enabled:
             raise message from error
         self.make(_RESULT_BYTES, message)
 
     def _report_failure(self, error: Exception, failures: int) -> None:
         if failures == _ATTEMPTS or not self._session.config.recovery.enabled:
-            raise errors.OUTPUT_UNWRITABLE(path=self._session.run.path, problem=errors.one_line(error)) from error
+            raise OUTPUT_UNWRITABLE(path=self._session.run.path, problem=one_line(error)) from error
         self._session.emit(
             WarningRaised(
                 code="disk-failed",
-                text=f"the disk failed at a file of the run: {errors.one_line(error)}",
+                text=f"the disk failed at a file of the run: {one_line(error)}",
                 hint="the disk may be failing: the run tries again",
             )
         )

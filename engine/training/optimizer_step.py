@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine import errors
+from engine.errors.training import GRADIENT_NOT_FINITE, LOSS_NOT_FINITE
 from engine.randomness import keyed_numbers
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ def take_optimizer_step(
     with keyed_numbers(parts.accelerator.device, parts.seed, progress.step, "update"):
         result = parts.step.run(sequences, scale, monitor)
     if not math.isfinite(result.loss_sum):
-        raise errors.LOSS_NOT_FINITE(value=result.loss_sum, step=progress.step + 1)
+        raise LOSS_NOT_FINITE(value=result.loss_sum, step=progress.step + 1)
     parts.accelerator.unscale_gradients()
     norm = parts.gradients.apply(list(parts.tuning.weights.values()), progress.step)
     if not math.isfinite(norm) and scaler is None:
-        raise errors.GRADIENT_NOT_FINITE(value=norm, step=progress.step + 1)
+        raise GRADIENT_NOT_FINITE(value=norm, step=progress.step + 1)
     lr = float(parts.schedule.get_last_lr()[0])
     parts.optimizer.step()  # fp16's scaler skips it if the scaled gradients overflowed
     parts.schedule.step()

@@ -19,8 +19,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors
 from engine.errors import EliteError, one_line
+from engine.errors.distributed import RANK_FAILED, RANK_LOST
+from engine.errors.runs import RUN_MOVED
+from engine.errors.training import GPU_LOST, TRAINING_UNSTABLE
 from engine.protocol import RecoveryTaken
 from engine.steps.failures import (
     HostMemoryLowError,
@@ -119,7 +121,7 @@ class Recovery:
             EliteError: TRAINING_UNSTABLE, or `error` itself.
         """
         step = self._progress.step + 1
-        if isinstance(error, EliteError) and error.kind is errors.RUN_MOVED:
+        if isinstance(error, EliteError) and error.kind is RUN_MOVED:
             raise error  # there is no place to save to
         if is_driver_failure(error) or _is_lost_rank(error):
             raise error  # `keep_what_is_left` handles both, here and between steps
@@ -218,7 +220,7 @@ class Recovery:
         run = self._session.run
         report = run.report_path
         write_recovery_report(report, run.id, self._progress, why, run.planned_rate())
-        raise errors.TRAINING_UNSTABLE(rollbacks=self._progress.rollbacks, last=why, report=report.name)
+        raise TRAINING_UNSTABLE(rollbacks=self._progress.rollbacks, last=why, report=report.name)
 
     # --- the GPU --------------------------------------------------------------------------------------------
 
@@ -227,7 +229,7 @@ class Recovery:
         saved = self._keeper.save_snapshot()
         kept = f"step {saved.step:,}" if saved is not None else "its last checkpoint"
         problem = str(error).strip().splitlines()[0]
-        return errors.GPU_LOST(step=step, problem=problem, kept=kept, run=self._session.run.id)
+        return GPU_LOST(step=step, problem=problem, kept=kept, run=self._session.run.id)
 
     def _notify(self, what: str, why: str) -> None:
         self._progress.recoveries.append(f"{what}: {why}")
@@ -235,7 +237,7 @@ class Recovery:
 
 
 def _is_lost_rank(error: Exception) -> bool:
-    return isinstance(error, EliteError) and error.kind in (errors.RANK_LOST, errors.RANK_FAILED)
+    return isinstance(error, EliteError) and error.kind in (RANK_LOST, RANK_FAILED)
 
 
 def _scale_rate(parts: TrainerComponents, ratio: float) -> None:

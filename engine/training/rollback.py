@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import errors
 from engine.atomic_dir import DamagedError
 from engine.errors import EliteError
+from engine.errors.runs import OUTPUT_FULL
 from engine.protocol import CheckpointSaved, WarningRaised
 from engine.randomness import capture_random
 from engine.steps.failures import is_disk_failing, is_disk_full
@@ -176,7 +176,7 @@ class RollbackStore:
             EliteError: OUTPUT_FULL, if recovery is off or at a Stop.
         """
         if self._session.journal_waits:
-            error = errors.OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its journal")
+            error = OUTPUT_FULL(path=self._session.run.path, free="no space", needed="room for its journal")
             if not self._recovers:
                 raise error
             self._space.wait(_JOURNAL_BYTES, error)

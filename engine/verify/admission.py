@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from engine import errors
+from engine.errors.model import MODEL_DIRECTORY_INVALID, MODEL_FAMILY_UNSUPPORTED
 from engine.models.proofs import Proof, keep_proof
 from engine.models.wrappers import text_settings
 from engine.verify.family_proof import prove_family
@@ -27,7 +27,7 @@ def prove_folder(folder: Path) -> Proof:
         family = str(settings.get("model_type"))
     except (OSError, ValueError, AttributeError) as error:
         problem = f"its config.json cannot be read ({error})"
-        raise errors.MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
+        raise MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config(decoder=True)
         config.to_dict()  # which fails where a part of it is of another kind
@@ -35,7 +35,7 @@ def prove_folder(folder: Path) -> Proof:
         raise
     except Exception as error:  # of any kind, by what config.json holds
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise errors.MODEL_FAMILY_UNSUPPORTED(
+        raise MODEL_FAMILY_UNSUPPORTED(
             family=family, feature="transformers", problem=lines[0].rstrip("."), supported="the models that it knows"
         ) from error
     threads = torch.get_num_threads()

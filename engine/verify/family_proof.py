@@ -27,9 +27,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine import __version__, errors
+from engine import __version__
 from engine.config import LoraSection
 from engine.data.windows import Window
+from engine.errors import EliteError
 from engine.export.merging import MergedWeights, read_updates
 from engine.export.weights import StoredWeights
 from engine.generation.forward import open_forward
@@ -163,7 +164,7 @@ def _reason(check: Callable[[Any, dict[str, float]], None], small: Any, seen: di
             check(small, seen)
     except DiffersError as problem:
         return str(problem)
-    except errors.EliteError as refused:
+    except EliteError as refused:
         return _line(refused)
     except Exception as problem:
         return f"it fails ({_line(problem)})"
@@ -171,7 +172,7 @@ def _reason(check: Callable[[Any, dict[str, float]], None], small: Any, seen: di
 
 
 def _line(error: Exception) -> str:
-    said = error.values.get("problem") if isinstance(error, errors.EliteError) else None
+    said = error.values.get("problem") if isinstance(error, EliteError) else None
     lines = (said or str(error)).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:200]
 

@@ -12,7 +12,7 @@ from engine.attention.backend import AttentionBackend
 from engine.attention.cpu import CpuFlash
 from engine.attention.flash_attn_package import FlashAttnPackage
 from engine.attention.select import time_backend
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 import pytest
 from support.repositories import Write, module, run_git
 
-from engine import errors
 from engine.data.collect import Collection, collect
 from engine.data.contents import language_by_content
 from engine.data.documents import edited, has_conflict
@@ -21,6 +20,7 @@ from engine.data.languages import language_by_name, languages_named
 from engine.data.licences import find_header, fingerprint
 from engine.data.listing import list_files
 from engine.data.manifests import marks_package
+from engine.errors import EliteError
 
 MAX = 1_000_000
 GOOD = {"a.py": module("a"), "b.rs": "fn b() {}\n" * 40}
@@ -166,7 +166,7 @@ def test_bare_repositories_are_refused(write: Write, tmp_path: Path) -> None:
     run_git(root, "init", "-q")
     run_git(tmp_path, "clone", "-q", "--bare", str(root), "bare.git")
     for path in (tmp_path / "bare.git", root / ".git"):
-        with pytest.raises(errors.EliteError) as raised:
+        with pytest.raises(EliteError) as raised:
             gather(path)
         assert raised.value.code == "repository-bare"
     assert len(gather(root).files) == 2

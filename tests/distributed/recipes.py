@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 
-from engine import errors
+from engine.errors.model import DEVICE_UNAVAILABLE
 from engine.recipes.fine_tune import train
 from engine.runs.context import TrainingSession
 from engine.streaming.workspace import Workspace
@@ -50,5 +50,5 @@ def _limit() -> None:
 def refused_by_the_first(session: TrainingSession) -> None:
     """Rank 0 fails in its own words, while rank 1 computes on."""
     if session.group.rank == 0:
-        raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="as this test wants it")
+        raise DEVICE_UNAVAILABLE(device="cuda", problem="as this test wants it")
     time.sleep(300)

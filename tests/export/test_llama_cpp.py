@@ -19,7 +19,8 @@ from support.exports import VOCABULARY, finished_run, save_base
 from support.llama_cpp import llama_cpp, open_server
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from engine import atomic_dir, errors
+from engine import atomic_dir
+from engine.errors import EliteError
 from engine.export import k_quants
 from engine.export.exporting import export
 from engine.runs.run_directory import RunDirectory
@@ -164,7 +165,7 @@ def test_weights_come_back_within_what_the_bits_hold(kind, error):
 def test_a_missing_library_is_named_before_anything_is_written(runs, tmp_path, monkeypatch):
     k_quants.library.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(errors.EliteError, match="needs llama"):
+    with pytest.raises(EliteError, match="needs llama"):
         export(runs("qwen3"), "gguf", tmp_path / "none", "q4_k_m")
     assert not (tmp_path / "none").exists()
 
@@ -236,6 +237,6 @@ def test_its_server_switches_an_adapter_on_and_off(runs, tmp_path):
 def test_an_adapter_that_llama_cpp_cannot_add_is_refused(lora, tokenizers, tmp_path):
     base = save_base(tmp_path / "base", "qwen2", tokenizers["qwen2"], tied=True)
     run = finished_run(tmp_path / "out", base, lora=lora)
-    with pytest.raises(errors.EliteError, match="--to gguf"):
+    with pytest.raises(EliteError, match="--to gguf"):
         export(run, "gguf-adapter", tmp_path / "lora")
     assert not (tmp_path / "lora").exists()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 from engine.hardware.cards import cards, simulate
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 from engine.plan.step_layout import StepLayout, difference
 from engine.plan.stream_plan import StreamPlan
 

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from engine.config import StreamSection, TrainingSection
-from engine.errors import EliteError, StreamPlanError
+from engine.errors import EliteError
+from engine.errors.planning import StreamPlanError
 from engine.models.catalogue import find_model
 from engine.plan.ledger_lines import QUANTISING
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger

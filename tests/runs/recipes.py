@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from engine import errors
+from engine.errors.data import REPOSITORY_EMPTY
 from engine.protocol import (
     CheckpointSaved,
     EvalCompleted,
@@ -40,7 +40,7 @@ def train(session: TrainingSession) -> None:
     first = _steps_done(session) if session.resuming else 0
     session.emit(PhaseChanged(phase="data"))
     if mode == "refuse":
-        raise errors.REPOSITORY_EMPTY(path="/nowhere")
+        raise REPOSITORY_EMPTY(path="/nowhere")
     session.emit(RunStarted(model="demo", context=64, total_steps=total, first_step=first, pid=os.getpid()))
     if first == 0:
         session.emit(EvalCompleted(step=0, loss=2.0, perplexity=7.389, tokens=100))

@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-from engine import errors, protocol
+from engine import protocol
 from engine.errors import EliteError
+from engine.errors.runs import RUN_CONTROL_UNREACHABLE, RUN_NOT_ACTIVE
 from engine.launch.handle import RunHandle
 from engine.protocol import CommandAcked, Envelope, Pause, Stop
 from engine.runs.control import ControlServer, deliver_command, send_command, short_address
@@ -158,12 +159,12 @@ def test_a_stale_socket_says_that_the_run_has_ended_and_is_replaced(run, serve):
         left.bind(address)
     with pytest.raises(EliteError) as caught:
         send_command(run, Stop(id="a"))
-    assert caught.value.kind is errors.RUN_CONTROL_UNREACHABLE
+    assert caught.value.kind is RUN_CONTROL_UNREACHABLE
     write_record(run.process_path, ProcessRecord(pid=2**22 + 1, start="0", place="nowhere", first_seq=0))
     os.utime(run.process_path, (0, 0))
     with pytest.raises(EliteError) as caught:
         send_command(run, Stop(id="a"))
-    assert caught.value.kind is errors.RUN_NOT_ACTIVE
+    assert caught.value.kind is RUN_NOT_ACTIVE
     serve()
     assert send_command(run, Stop(id="b")).accepted
 
@@ -205,7 +206,7 @@ def test_without_a_socket_the_run_warns_and_the_queue_still_works(launch, tmp_pa
     assert warning.code == "control-unavailable"
     with pytest.raises(EliteError) as caught:
         RunHandle.attach(handle.run).send(Stop(id="a"))
-    assert caught.value.kind is errors.RUN_CONTROL_UNREACHABLE
+    assert caught.value.kind is RUN_CONTROL_UNREACHABLE
     handle.send(Stop(id="b"))
     drain(handle)
     assert handle.ending.status == "stopped"

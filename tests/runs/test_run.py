@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import errors
-from engine.errors import EliteError
+from engine.errors import INTERRUPTED, EliteError
+from engine.errors.runs import RUN_STILL_ACTIVE
 from engine.hardware import limits
 from engine.launch.handle import RunHandle
 from engine.protocol import (
@@ -68,7 +68,7 @@ def test_stop_saves_and_resume_goes_on_with_the_numbering(launch):
     assert any(isinstance(e.event, CommandAcked) and e.event.command_id == "s1" for e in first)
     assert handle.ending.status == "stopped"
     assert handle.wait_exit(30)
-    assert handle._process.exitcode == errors.INTERRUPTED
+    assert handle._process.exitcode == INTERRUPTED
 
     resumed = launch(resume=handle.run)
     drain(resumed, is_step(handle.ending.steps + 1))
@@ -160,7 +160,7 @@ def test_a_run_is_never_trained_by_two_processes(launch):
     handle = launch("hang")
     with pytest.raises(EliteError) as caught:
         launch(resume=handle.run)
-    assert caught.value.kind is errors.RUN_STILL_ACTIVE
+    assert caught.value.kind is RUN_STILL_ACTIVE
 
 
 def test_threads_of_the_training_process_wait_briefly(launch, monkeypatch):

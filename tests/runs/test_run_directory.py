@@ -12,8 +12,8 @@ import stat
 import pytest
 
 from engine import config as run_config
-from engine import errors
 from engine.errors import EliteError
+from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE, RUN_AMBIGUOUS, RUN_UNKNOWN
 from engine.launch import preflight
 from engine.protocol import Envelope, PhaseChanged, RunStarted, StepCompleted, encode_event
 from engine.runs import run_index
@@ -52,13 +52,13 @@ def test_a_run_and_the_folder_of_runs_are_their_user_s_whatever_the_umask(make_c
 def test_paths_where_nothing_can_be_written(make_config, tmp_path):
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nowhere", tmp_path / ("x" * 300), "a\0b"):
-        assert kind_of(RunDirectory.create, make_config(output=output)) is errors.OUTPUT_UNWRITABLE
-        assert kind_of(check_output, tmp_path / output) is errors.OUTPUT_UNWRITABLE
+        assert kind_of(RunDirectory.create, make_config(output=output)) is OUTPUT_UNWRITABLE
+        assert kind_of(check_output, tmp_path / output) is OUTPUT_UNWRITABLE
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_too_little_space_is_found_before_anything_is_written(tmp_path):
-    assert kind_of(check_output, tmp_path / "out", 2**62) is errors.OUTPUT_FULL
+    assert kind_of(check_output, tmp_path / "out", 2**62) is OUTPUT_FULL
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,7 +79,7 @@ except EliteError as error:
 def test_a_failing_write_leaves_nothing(tmp_path):
     # The probe of 4 KiB passes and config.yaml does not: as if the disk filled up in between.
     limited = CREATE.replace("PREPARE", "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))")
-    assert run_alone(limited, tmp_path / "out") == errors.OUTPUT_UNWRITABLE.code
+    assert run_alone(limited, tmp_path / "out") == OUTPUT_UNWRITABLE.code
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
@@ -89,7 +89,7 @@ def test_a_folder_of_somebody_else(tmp_path):
     while folder != folder.parent:
         folder.chmod(folder.stat().st_mode | 0o055)
         folder = folder.parent
-    assert run_alone(CREATE.replace("PREPARE", "os.setuid(65534)"), tmp_path / "out") == errors.OUTPUT_UNWRITABLE.code
+    assert run_alone(CREATE.replace("PREPARE", "os.setuid(65534)"), tmp_path / "out") == OUTPUT_UNWRITABLE.code
 
 
 def test_a_full_disk_while_making_the_run(make_config, tmp_path):
@@ -99,19 +99,19 @@ def test_a_full_disk_while_making_the_run(make_config, tmp_path):
     if status != 0:
         pytest.skip("no tmpfs can be mounted here")
     try:
-        assert kind_of(check_output, small / "out") is errors.OUTPUT_FULL
+        assert kind_of(check_output, small / "out") is OUTPUT_FULL
         (small / "fill").write_bytes(b"x" * 12_000)
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             (small / "more").write_bytes(b"x" * 12_000)
-        assert kind_of(RunDirectory.create, make_config(output=small)) is errors.OUTPUT_FULL
+        assert kind_of(RunDirectory.create, make_config(output=small)) is OUTPUT_FULL
         assert sorted(path.name for path in small.iterdir()) == ["fill", "more"]
     finally:
         os.system(f"umount {small}")
 
 
 def test_open_what_is_no_run(tmp_path):
-    assert kind_of(RunDirectory.open, tmp_path) is errors.RUN_UNKNOWN
-    assert kind_of(RunDirectory.open, tmp_path / "x" / "y") is errors.RUN_UNKNOWN
+    assert kind_of(RunDirectory.open, tmp_path) is RUN_UNKNOWN
+    assert kind_of(RunDirectory.open, tmp_path / "x" / "y") is RUN_UNKNOWN
 
 
 def test_index_finds_runs_by_id_prefix_and_path(make_config, tmp_path, state):
@@ -124,13 +124,13 @@ def test_index_finds_runs_by_id_prefix_and_path(make_config, tmp_path, state):
     assert run_index.find_run() == run_index.find_runs()[0]
     for run in runs:
         assert run_index.find_run(None, run.path.parent.parent) == run
-    assert kind_of(run_index.find_run, None, tmp_path) is errors.RUN_UNKNOWN
+    assert kind_of(run_index.find_run, None, tmp_path) is RUN_UNKNOWN
     assert run_index.find_run(runs[0].id) == runs[0]
     assert run_index.find_run(runs[0].id[:-2]) == runs[0]
     assert run_index.find_run(str(runs[1].path)) == runs[1]
-    assert kind_of(run_index.find_run, runs[0].id[:4]) is errors.RUN_AMBIGUOUS
+    assert kind_of(run_index.find_run, runs[0].id[:4]) is RUN_AMBIGUOUS
     for reference in ("", "nothing", "a\0b", "\x1b[31m", "/"):
-        assert kind_of(run_index.find_run, reference) is errors.RUN_UNKNOWN
+        assert kind_of(run_index.find_run, reference) is RUN_UNKNOWN
 
 
 def test_index_survives_deleted_outputs_and_garbage(make_config, tmp_path, state):
@@ -143,7 +143,7 @@ def test_index_survives_deleted_outputs_and_garbage(make_config, tmp_path, state
     shutil.rmtree(tmp_path / "gone")
     assert run_index.find_runs() == [run]
     assert [summary.id for summary in run_index.list_runs()] == [run.id]
-    assert kind_of(run_index.find_run, gone.id) is errors.RUN_UNKNOWN
+    assert kind_of(run_index.find_run, gone.id) is RUN_UNKNOWN
 
 
 def test_an_index_that_cannot_be_written_is_a_warning(launch, tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ import torch
 
 from engine.config import LoraSection
 from engine.data.windows import Window
-from engine.errors import EliteError, StreamPlanError
+from engine.errors import EliteError
+from engine.errors.planning import StreamPlanError
 from engine.models.adapter import attach_adapter
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.step_layout import StepLayout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.errors import StreamPlanError
+from engine.errors.planning import StreamPlanError
 from engine.plan.stream_plan import StreamPlan
 from engine.streaming.step import StreamedStep
 from tests.streaming.models import FAMILIES, tiny_model

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support.runs import build, new_session
 
-from engine import errors
-from engine.errors import EliteError
+from engine.errors import TRAINING_FAILED, EliteError
+from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE, RUN_MOVED
 from engine.launch.child import describe_failure
 from engine.protocol import CheckpointSaved, RecoveryTaken, StepCompleted, Stop, WarningRaised
 from engine.runs.held_directory import HeldDirectory
@@ -90,8 +90,8 @@ def test_a_stop_that_cannot_save_is_a_fault_of_the_training(tmp_path, monkeypatc
     FailingDisk(monkeypatch, session.run.checkpoints_path, errno.EIO, 10**6)
     with pytest.raises(EliteError) as caught:
         fit(session, parts, progress)
-    assert caught.value.kind is errors.OUTPUT_UNWRITABLE
-    assert describe_failure(session.run, caught.value, "").exit_code == errors.TRAINING_FAILED
+    assert caught.value.kind is OUTPUT_UNWRITABLE
+    assert describe_failure(session.run, caught.value, "").exit_code == TRAINING_FAILED
 
 
 def failing(number: int, times: int):
@@ -118,16 +118,14 @@ def test_a_disk_that_never_takes_a_file_ends_the_run_with_the_folder_named(tmp_p
     parts, _ = build(session)
     with pytest.raises(EliteError) as caught:
         DiskSpace(session, parts.checkpoints).until_written(failing(errno.EIO, 10**6))
-    assert caught.value.kind is errors.OUTPUT_UNWRITABLE
+    assert caught.value.kind is OUTPUT_UNWRITABLE
     assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "fault", [OSError(errno.ENOSPC, "No space left on device"), errors.OUTPUT_FULL, OSError(5, "x")]
-)
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), OUTPUT_FULL, OSError(5, "x")])
 def test_faults_while_training_exit_with_4(tmp_path, fault):
     error = fault if isinstance(fault, OSError) else fault(path=tmp_path, free="no space", needed="more")
-    assert describe_failure(new_session(tmp_path).run, error, "").exit_code == errors.TRAINING_FAILED
+    assert describe_failure(new_session(tmp_path).run, error, "").exit_code == TRAINING_FAILED
 
 
 @pytest.mark.parametrize("then", ["renamed", "replaced"])
@@ -149,7 +147,7 @@ def test_a_run_directory_that_goes_is_not_made_again(tmp_path, then, checkpoint)
     session.emit = emitting
     with pytest.raises(EliteError) as caught:
         fit(session, parts, progress)
-    assert caught.value.kind is errors.RUN_MOVED
+    assert caught.value.kind is RUN_MOVED
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     if then == "replaced":

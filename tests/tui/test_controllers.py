@@ -15,7 +15,7 @@ from elite_tui.wizard.controller import WizardController
 from elite_tui.wizard.draft import Draft
 from elite_tui.wizard.draft_controller import DraftController
 from elite_tui.wizard.facts import Reading
-from engine import errors
+from engine.errors.data import REPOSITORY_MISSING
 from tests.tui.support import FixedEngine, gpu_machine, half_way
 
 
@@ -97,7 +97,7 @@ def test_an_answer_fills_the_part_that_was_asked_for_and_asks_what_depends_on_it
 
 def test_a_refusal_is_the_error_of_the_part():
     ground = Ground()
-    ground.engine.facts = errors.REPOSITORY_MISSING(path="/home/me/shop")
+    ground.engine.facts = REPOSITORY_MISSING(path="/home/me/shop")
     ground.controller.ask_repository()
     ground.take(Answered).settle()
     assert ground.state.repository.error is ground.engine.facts

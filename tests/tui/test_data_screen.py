@@ -12,7 +12,7 @@ from textual.widgets import Button, Input, Select, Static
 from elite_tui.client.calls import Engine
 from elite_tui.format import data as data_words
 from elite_tui.widgets.field_row import FieldRow
-from engine import errors
+from engine.errors.data import REPOSITORY_MISSING
 from tests.tui.reports import REPORT
 from tests.tui.support import FixedEngine, cpu_machine, make_app, screen_of, settled, until
 
@@ -115,7 +115,7 @@ async def test_entered_again_nothing_is_read_again():
 async def test_what_cannot_be_read_is_said():
     engine = FixedEngine(cpu_machine())
     engine.preview_data = lambda mapping, progress: (_ for _ in ()).throw(
-        errors.REPOSITORY_MISSING(path="/home/me/[/bold]shop")
+        REPOSITORY_MISSING(path="/home/me/[/bold]shop")
     )
     app = make_app(engine=engine)
     async with app.run_test(size=SIZE) as pilot:

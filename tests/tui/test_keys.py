@@ -22,7 +22,7 @@ from elite_tui.screens.confirm import ConfirmScreen, QuitScreen, TypedConfirmScr
 from elite_tui.screens.help import HelpScreen
 from elite_tui.screens.models import ModelsScreen
 from elite_tui.widgets.line_pane import LinePane
-from engine.errors import MEASURING_FAILED
+from engine.errors.planning import MEASURING_FAILED
 from tests.tui.support import FixedEngine, gpu_machine, make_app, settled, until
 from tests.tui.test_run_snapshots import GPU_RUN, SAMPLES, GpuReplay, compared, runs_engine
 

@@ -10,7 +10,7 @@ from elite_tui.screens.confirm import ConfirmScreen, QuitScreen
 from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.log_pane import LogPane
 from engine import config as run_config
-from engine import errors
+from engine.errors.runs import RUN_CONTROL_UNREACHABLE, RUN_UNKNOWN
 from engine.launch.handle import RunHandle
 from engine.protocol import (
     CommandAcked,
@@ -111,7 +111,7 @@ async def test_stop_asks_first():
 async def test_a_command_that_cannot_be_sent_is_said():
     handle = half_way()
     handle.send = lambda command: (_ for _ in ()).throw(
-        errors.RUN_CONTROL_UNREACHABLE(run=RUN_ID, problem="it runs on [/bold] another machine")
+        RUN_CONTROL_UNREACHABLE(run=RUN_ID, problem="it runs on [/bold] another machine")
     )
     app = make_app("monitor", handle=handle)
     async with app.run_test(size=SIZE) as pilot:
@@ -218,7 +218,7 @@ async def test_a_run_that_died_says_so(tmp_path):
 
 async def test_a_run_that_cannot_be_opened():
     engine = FixedEngine(cpu_machine())
-    engine.open_run = lambda reference: (_ for _ in ()).throw(errors.RUN_UNKNOWN(reference="[/x]"))
+    engine.open_run = lambda reference: (_ for _ in ()).throw(RUN_UNKNOWN(reference="[/x]"))
     app = make_app("monitor", engine=engine)
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: app.state.opening is not None)

@@ -7,7 +7,7 @@ import threading
 from textual.widgets import Button, Select, Static
 
 from elite_tui.wizard.checks import Checks, in_words
-from engine import errors
+from engine.errors.planning import NO_GPU
 from engine.launch.doctor import NAMES, Check
 from tests.tui.support import CHECKS, FixedEngine, cpu_machine, gpu_machine, make_app, screen_of, settled, until
 
@@ -162,7 +162,7 @@ def test_rows_in_words_fit_every_width():
     for width in (30, 56, 80, 120):
         lines = str(in_words(checks, width)).splitlines()
         assert max(map(len, lines)) <= width
-    checks.error = errors.NO_GPU()
+    checks.error = NO_GPU()
     assert str(in_words(checks, 80)).startswith("✗ --vram")
 
 

@@ -16,7 +16,7 @@ from elite_tui.runs.view import RunView
 from elite_tui.screens.help import HelpScreen
 from elite_tui.state_part import StatePart
 from elite_tui.themes import LIGHT
-from engine import errors
+from engine.errors.runs import RUN_UNKNOWN
 from engine.protocol import CommandAcked, RunFailed
 from engine.runs.access import Access
 from engine.runs.run_summary import RunSummary
@@ -148,7 +148,7 @@ def test_several_runs(look, size):
 @large_is_slow
 def test_a_run_that_cannot_be_opened(look, size):
     engine = FixedEngine(cpu_machine())
-    engine.open_run = lambda reference: (_ for _ in ()).throw(errors.RUN_UNKNOWN(reference="[/bold]2026"))
+    engine.open_run = lambda reference: (_ for _ in ()).throw(RUN_UNKNOWN(reference="[/bold]2026"))
 
     async def refused(pilot):
         await until(pilot, lambda: pilot.app.state.opening is not None)

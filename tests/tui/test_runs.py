@@ -13,7 +13,7 @@ from elite_tui.runs.comparison import LETTERS, read_comparison
 from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.screens.runs import COLUMNS, RunTable, in_order, matching
 from engine import config as run_config
-from engine import errors
+from engine.errors.runs import RUN_DAMAGED
 from engine.protocol import EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
 from engine.runs.journal import JournalWriter
 from engine.runs.process_record import ProcessRecord, write_record
@@ -276,7 +276,7 @@ async def test_a_deleted_run_leaves_the_monitor(three_runs):
 
 async def test_a_list_that_cannot_be_read():
     engine = Engine()
-    engine.list_runs = lambda: (_ for _ in ()).throw(errors.RUN_DAMAGED(path="/[/x]", problem="gone"))
+    engine.list_runs = lambda: (_ for _ in ()).throw(RUN_DAMAGED(path="/[/x]", problem="gone"))
     app = make_app("runs", engine=engine)
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: "run directory /[/x] is damaged" in text_of(app, "#about"))

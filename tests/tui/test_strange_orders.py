@@ -12,7 +12,7 @@ from elite_tui.screen_list import SCREENS
 from elite_tui.screens.confirm import QuitScreen
 from elite_tui.screens.help import HelpScreen
 from elite_tui.screens.palette import Palette
-from engine.errors import DEVICE_UNAVAILABLE
+from engine.errors.model import DEVICE_UNAVAILABLE
 from tests.tui.support import FixedEngine, gpu_machine, make_app, screen_of, settled, until
 from tests.tui.test_keys import SMALL, Watched
 from tests.tui.test_random_walks import press_at_once

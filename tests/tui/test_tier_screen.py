@@ -16,8 +16,10 @@ from elite_tui.widgets.breakdown import Limit, bars, stacked_cells, sums
 from elite_tui.wizard.draft import FILE_NAME, Draft
 from elite_tui.wizard.remedies import ModelOutlook, ways_to_fit, with_ram
 from elite_tui.wizard.what_if import WhatIf
-from engine import config, errors
+from engine import config
 from engine.errors import EliteError
+from engine.errors.model import DEVICE_UNAVAILABLE
+from engine.errors.planning import MEASURING_FAILED
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue
 from engine.plan.choice import request_of_run
@@ -199,7 +201,7 @@ async def test_the_list_of_models_is_whole_after_a_request_that_failed():
         def outlooks(self, mapping, machine, tokens, progress):
             self.asked += 1
             if self.asked == 1:
-                raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="nothing to plan for", remedy="another")
+                raise DEVICE_UNAVAILABLE(device="cuda", problem="nothing to plan for", remedy="another")
             for spec in self.models().values():
                 progress(ModelOutlook(spec=spec, recommended=None, highest=None))
             return []
@@ -233,7 +235,7 @@ async def test_the_list_of_models_says_why_the_plan_failed():
 
     class Fails(FixedEngine):
         def plan_tiers(self, machine, mapping, tokens):
-            raise errors.DEVICE_UNAVAILABLE(device="cuda", problem="nothing to plan for", remedy="another")
+            raise DEVICE_UNAVAILABLE(device="cuda", problem="nothing to plan for", remedy="another")
 
     app = make_app(engine=Fails(gpu_machine()), values=SMALL)
     async with app.run_test(size=SIZE) as pilot:
@@ -345,7 +347,7 @@ async def test_a_probe_shows_that_it_runs_and_that_it_was_stopped(supposed):
             self.ended.set()
 
     app = make_app(machine=gpu_machine(), values=SMALL)
-    stopped = errors.MEASURING_FAILED(command="probe", problem="it was stopped", remedy="again")
+    stopped = MEASURING_FAILED(command="probe", problem="it was stopped", remedy="again")
     app.client.engine.measurement = lambda *arguments: Endless(stopped)
     async with app.run_test(size=(80, 24)) as pilot:
         await enter(pilot)
@@ -362,7 +364,7 @@ async def test_a_probe_shows_that_it_runs_and_that_it_was_stopped(supposed):
 
 async def test_a_probe_that_fails_says_so():
     app = make_app(machine=gpu_machine(), values=SMALL)
-    failure = errors.MEASURING_FAILED(command="probe", problem="out of [/bold] memory", remedy="close what holds it")
+    failure = MEASURING_FAILED(command="probe", problem="out of [/bold] memory", remedy="close what holds it")
     app.client.engine.measurement = lambda *arguments: Probe(failure)
     async with app.run_test(size=SIZE) as pilot:
         await enter(pilot)

@@ -11,7 +11,8 @@ from elite_tui.themes import COLOUR_BLIND, DARK, LIGHT
 from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.line_input import LONGEST
 from elite_tui.widgets.option_form import OptionForm
-from engine import errors
+from engine.errors.data import REPOSITORY_MISSING
+from engine.errors.runs import OUTPUT_UNWRITABLE
 from tests.tui.recording import RUN_ID
 from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, half_way, make_app, screen_of, settled, until
 
@@ -56,7 +57,7 @@ async def test_project_shows_what_the_repository_holds():
 
 async def test_a_bad_repository_is_said_beside_its_field():
     engine = FixedEngine(cpu_machine())
-    engine.facts = errors.REPOSITORY_MISSING(path="/home/me/shop")
+    engine.facts = REPOSITORY_MISSING(path="/home/me/shop")
     app = make_app(engine=engine)
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
@@ -249,9 +250,7 @@ async def test_review_shows_a_problem_below_its_field_and_will_not_start():
 async def test_preflight_and_launch_errors_are_said():
     engine = FixedEngine(cpu_machine())
     app = make_app(engine=engine)
-    engine.check = lambda mapping: (_ for _ in ()).throw(
-        errors.OUTPUT_UNWRITABLE(path="/root/x", problem="Permission denied")
-    )
+    engine.check = lambda mapping: (_ for _ in ()).throw(OUTPUT_UNWRITABLE(path="/root/x", problem="Permission denied"))
     async with app.run_test(size=SIZE) as pilot:
         await settled(pilot)
         await enter(pilot, "review")

@@ -9,7 +9,7 @@ import pytest
 from textual.widgets import Input
 
 from elite_tui.screens.models import ModelsScreen
-from engine import errors
+from engine.errors.data import REPOSITORY_MISSING
 from tests.tui.support import (
     FixedEngine,
     cpu_machine,
@@ -47,7 +47,7 @@ def test_project(look, size):
 @large_is_slow
 def test_project_refused(look, size):
     engine = FixedEngine(cpu_machine())
-    engine.facts = errors.REPOSITORY_MISSING(path="/home/me/[/bold]shop")
+    engine.facts = REPOSITORY_MISSING(path="/home/me/[/bold]shop")
     assert look(make_app(engine=engine, values={"model.name": "quen"}), size)
 
 
@@ -141,9 +141,7 @@ def test_data(look, size):
 @large_is_slow
 def test_data_refused(look, size):
     engine = FixedEngine(gpu_machine())
-    engine.preview_data = lambda mapping, progress: (_ for _ in ()).throw(
-        errors.REPOSITORY_MISSING(path="/home/me/shop")
-    )
+    engine.preview_data = lambda mapping, progress: (_ for _ in ()).throw(REPOSITORY_MISSING(path="/home/me/shop"))
     app = make_app(engine=engine, values=MODEL)
 
     async def refused(pilot):
@@ -165,7 +163,7 @@ def test_review(look, size):
 @large_is_slow
 def test_review_with_a_problem(look, size):
     engine = FixedEngine(gpu_machine())
-    engine.facts = errors.REPOSITORY_MISSING(path="/home/me/shop")
+    engine.facts = REPOSITORY_MISSING(path="/home/me/shop")
     assert look(make_app(engine=engine, values=MODEL), size, screen_name="review")
 
 
@@ -178,7 +176,7 @@ class Held(FixedEngine):
 
     def _hold(self, *_) -> NoReturn:
         self.let_go.wait(60)
-        raise errors.REPOSITORY_MISSING(path="/home/me/shop")
+        raise REPOSITORY_MISSING(path="/home/me/shop")
 
     def stop_sampling(self):
         self.let_go.set()  # the app closes

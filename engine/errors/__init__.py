@@ -1,7 +1,26 @@
-"""The type of user-facing errors, and the registry of their declarations (engine.errors)."""
+"""Declares every user-facing error with its code, sentence, remedy and exit code; the modules here do so by subject.
+
+    usage         the command line, configuration files, the program itself
+    data          repositories, data sets, conversations, chat templates
+    model         the base model, its tokenizer, precision and device
+    planning      what fits: cards, tiers, step layouts, optimizations
+    training      a run in training; distributed: its ranks
+    runs          run directories and their results
+    export, generation
+
+An error is declared once, as an `ErrorKind`, and raised by calling it::
+
+    raise REPOSITORY_MISSING(path=path)
+
+The same declaration feeds the command line, the field beside which the wizard shows it, and the
+troubleshooting page. Exit codes follow docs/configuration.md: 2 wrong usage or configuration, 3 does not fit
+or pre-flight failed, 4 training failed, 130 interrupted.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,5 +121,7 @@ def declare(code: str, message: str, remedy: str, exit_code: int = USAGE, about:
 
 
 def all_kinds() -> list[ErrorKind]:
-    """Returns every declared error in order of declaration, for the troubleshooting page."""
+    """Imports every module here and returns what they declare, for the troubleshooting page."""
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
     return list(_KINDS.values())
