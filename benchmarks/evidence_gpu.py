@@ -182,7 +182,7 @@ class Worker:
 
     def run(self, job: Job) -> dict[str, Any]:
         """Trains, scores and completes."""
-        from engine.protocol import RunFinished, StepCompleted
+        from engine.protocol.events import RunFinished, StepCompleted
         from engine.recipes import fine_tune, stages
         from engine.runs.run_directory import RunDirectory
 
@@ -343,7 +343,7 @@ def run(job: Job, deadline: float) -> dict[str, Any]:
 
 def window_seconds(worker: Worker, package: str, lengths: tuple[int, ...]) -> dict[int, float]:
     """Seconds of a training window by its length, alone on the device; between them by power laws."""
-    from engine.protocol import StepCompleted
+    from engine.protocol.events import StepCompleted
     from engine.recipes.fine_tune import train
     from engine.runs.run_directory import RunDirectory
 

@@ -30,9 +30,8 @@ from typing import Any
 
 import pyte
 
-from engine.protocol import (
+from engine.protocol.events import (
     CheckpointSaved,
-    Envelope,
     EvalCompleted,
     Event,
     LogLine,
@@ -41,8 +40,8 @@ from engine.protocol import (
     RunStarted,
     StepCompleted,
     WarningRaised,
-    encode_event,
 )
+from engine.protocol.wire import Envelope, encode_event
 from engine.runs.journal import seal_line
 
 WIDTH, HEIGHT = 120, 40

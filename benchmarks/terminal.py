@@ -38,7 +38,7 @@ from pathlib import Path
 import psutil
 
 from engine import config as run_config
-from engine.protocol import (
+from engine.protocol.events import (
     CheckpointSaved,
     EvalCompleted,
     LogLine,

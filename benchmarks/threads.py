@@ -32,7 +32,7 @@ def seconds_a_step(way: dict[str, str], repo: str, steps: int) -> float:
     from engine.config import from_mapping
     from engine.launch import preflight
     from engine.launch.launcher import launch
-    from engine.protocol import StepCompleted
+    from engine.protocol.events import StepCompleted
 
     before = dict(os.environ)
     os.environ.update(way)

@@ -29,7 +29,7 @@ from engine.launch.problem_report import _journal
 from engine.models.catalogue import catalogue
 from engine.plan.choice import request_of_run
 from engine.plan.planner import tier_table
-from engine.protocol import RunFinished
+from engine.protocol.events import RunFinished
 from engine.quantities import format_seconds, format_timing
 from engine.runs.notices import notice_of
 from engine.runs.run_directory import RunDirectory

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import protocol
-from engine.protocol import Envelope, LogLine, ProtocolError, RunFinished, RunStarted, StepCompleted, Stop, UnknownEvent
+from engine.protocol.commands import Stop
+from engine.protocol.events import LogLine, RunFinished, RunStarted, StepCompleted, UnknownEvent
+from engine.protocol.wire import Envelope, ProtocolError, decode_command, decode_event, encode_command, encode_event
 
 STEP = StepCompleted(
     step=1, total_steps=2, epoch=0.5, loss=2.0, lr=1e-4, grad_norm=1.0, tokens=10, tokens_per_second=5.0
@@ -21,28 +22,28 @@ STEP = StepCompleted(
 
 def test_round_trip():
     envelope = Envelope(run="r", seq=3, time=1.5, event=STEP)
-    line = protocol.encode_event(envelope)
+    line = encode_event(envelope)
     assert "\n" not in line
-    assert protocol.decode_event(line) == envelope
+    assert decode_event(line) == envelope
 
 
 def test_numbers_that_are_not_finite_become_null():
     event = StepCompleted(**{f.name: getattr(STEP, f.name) for f in fields(STEP)} | {"loss": math.nan})
-    line = protocol.encode_event(Envelope(run="r", seq=0, time=0.0, event=event))
+    line = encode_event(Envelope(run="r", seq=0, time=0.0, event=event))
     assert json.loads(line)["loss"] is None
-    assert protocol.decode_event(line).event.loss is None
+    assert decode_event(line).event.loss is None
 
 
 def test_an_event_of_a_newer_engine_is_kept():
     line = '{"schema":1,"run":"r","seq":0,"time":1,"kind":"Teleported","x":1}'
-    envelope = protocol.decode_event(line)
+    envelope = decode_event(line)
     assert envelope.event == UnknownEvent(name="Teleported", body={"x": 1})
-    assert json.loads(protocol.encode_event(envelope)) == json.loads(line)
+    assert json.loads(encode_event(envelope)) == json.loads(line)
 
 
 def test_a_new_field_of_a_newer_engine_is_dropped():
-    line = protocol.encode_event(Envelope(run="r", seq=0, time=1.0, event=LogLine(level="info", text="x")))
-    assert protocol.decode_event(line[:-1] + ',"colour":"red"}').event == LogLine(level="info", text="x")
+    line = encode_event(Envelope(run="r", seq=0, time=1.0, event=LogLine(level="info", text="x")))
+    assert decode_event(line[:-1] + ',"colour":"red"}').event == LogLine(level="info", text="x")
 
 
 @pytest.mark.parametrize(
@@ -65,20 +66,20 @@ def test_a_new_field_of_a_newer_engine_is_dropped():
 )
 def test_malformed_events_are_refused(line):
     with pytest.raises(ProtocolError):
-        protocol.decode_event(line)
+        decode_event(line)
 
 
 def test_commands_round_trip_and_unknown_ones_are_refused():
-    assert protocol.decode_command(protocol.encode_command(Stop(id="1", save=False))) == Stop(id="1", save=False)
+    assert decode_command(encode_command(Stop(id="1", save=False))) == Stop(id="1", save=False)
     with pytest.raises(ProtocolError, match="unknown command 'Dance'"):
-        protocol.decode_command('{"command":"Dance","id":"1"}')
+        decode_command('{"command":"Dance","id":"1"}')
     with pytest.raises(ProtocolError):
-        protocol.decode_command('{"command":"Stop","id":"1","save":"yes"}')
+        decode_command('{"command":"Stop","id":"1","save":"yes"}')
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200))
 def test_no_input_raises_anything_else(line):
-    for decode in (protocol.decode_event, protocol.decode_command):
+    for decode in (decode_event, decode_command):
         with contextlib.suppress(ProtocolError):
             decode(line)
 
@@ -92,22 +93,22 @@ def test_events_have_defaults_only_where_a_reader_may_miss_them():
 )
 @pytest.mark.parametrize("field", ["step", "loss", "tokens", "time"])
 def test_a_whole_number_that_no_screen_could_show_is_refused(field, number):
-    told = json.loads(protocol.encode_event(Envelope(run="r", seq=0, time=1.0, event=STEP)))
+    told = json.loads(encode_event(Envelope(run="r", seq=0, time=1.0, event=STEP)))
     with pytest.raises(ProtocolError):
-        protocol.decode_event(json.dumps({**told, field: "NUMBER"}).replace('"NUMBER"', number))
+        decode_event(json.dumps({**told, field: "NUMBER"}).replace('"NUMBER"', number))
 
 
 @pytest.mark.parametrize("value", [1e300, -1e300, 9.3e18])
 def test_an_optional_number_too_large_to_compute_with_counts_as_absent(value):
     event = RunFinished(status="completed", steps=1, seconds=1.0, perplexity_after=value, perplexity_before=9e18)
-    line = protocol.encode_event(Envelope(run="r", seq=0, time=1.0, event=event))
-    found = protocol.decode_event(line).event
+    line = encode_event(Envelope(run="r", seq=0, time=1.0, event=event))
+    found = decode_event(line).event
     assert found.perplexity_after is None
     assert found.perplexity_before == 9e18
 
 
 @pytest.mark.parametrize("changed", [{"time": 1e300}, {"time": -1e12}, {"time": 10**18}, {"seq": -1}, {"lr": 1e300}])
 def test_an_event_of_no_time_or_beyond_all_numbers_is_refused(changed):
-    told = json.loads(protocol.encode_event(Envelope(run="r", seq=0, time=1.0, event=STEP)))
+    told = json.loads(encode_event(Envelope(run="r", seq=0, time=1.0, event=STEP)))
     with pytest.raises(ProtocolError):
-        protocol.decode_event(json.dumps({**told, **changed}))
+        decode_event(json.dumps({**told, **changed}))

@@ -17,7 +17,7 @@ from elite_tui import messages
 from elite_tui.runs.followed import Followed, News
 from engine.errors import EliteError
 from engine.home_folder import expand_home
-from engine.protocol import COMMANDS
+from engine.protocol.commands import COMMANDS
 from engine.runs.crash_log import internal_error
 
 if TYPE_CHECKING:

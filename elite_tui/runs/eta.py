@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.protocol import StepCompleted
+    from engine.protocol.events import StepCompleted
 
 LATEST = 20
 """Steps averaged for the pace."""

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from elite_tui.runs.files import PlannedRun
     from engine.launch.handle import RunHandle
-    from engine.protocol import Command, Envelope
+    from engine.protocol.commands import Command
+    from engine.protocol.wire import Envelope
     from engine.runs.access import Access
 
 LOOK_EVERY = 8

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.protocol import EvalCompleted, StepCompleted
+    from engine.protocol.events import EvalCompleted, StepCompleted
 
 X_AXES = ("step", "tokens", "time")
 """Choices of the x axis: optimiser updates, tokens trained on, or seconds of the run."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from elite_tui.runs.files import PlannedRun
     from elite_tui.runs.followed import News
-    from engine.protocol import Envelope
+    from engine.protocol.wire import Envelope
     from engine.runs.access import Access
 
 _ID_DATE = len("20260102-100000-")

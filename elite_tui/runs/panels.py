@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from elite_tui.runs.view import RunView
     from elite_tui.widgets.machine_gauges import Level
     from engine.evaluation.projection import Projection
-    from engine.protocol import StepProgress
+    from engine.protocol.events import StepProgress
 
 STATE_MARKS = {
     "paused": ("Ⅱ", "$text-warning"),

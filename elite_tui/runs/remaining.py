@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from elite_tui.runs.eta import Estimate
-from engine.protocol import PHASES
+from engine.protocol.events import PHASES
 
 if TYPE_CHECKING:
     from elite_tui.runs.files import PlannedRun

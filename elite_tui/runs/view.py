@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from elite_tui.format.figures import printable
 from elite_tui.runs.eta import Eta
 from elite_tui.runs.history import RunHistory
-from engine.protocol import (
+from engine.protocol.events import (
     CheckpointSaved,
     CommandAcked,
-    Envelope,
     EvalCompleted,
     LogLine,
     PhaseChanged,
@@ -24,6 +23,7 @@ from engine.protocol import (
     StepProgress,
     WarningRaised,
 )
+from engine.protocol.wire import Envelope
 from engine.quantities import counted
 
 LOG_LINES_KEPT = 5_000

@@ -74,7 +74,7 @@ def _send(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from engine.commands.output import print_json
-    from engine.protocol import Command, Pause, Resume, Stop
+    from engine.protocol.commands import Command, Pause, Resume, Stop
     from engine.runs import run_index
     from engine.runs.control import send_command
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.errors import one_line
-from engine.protocol import (
+from engine.protocol.events import (
     CheckpointSaved,
     CommandAcked,
     EvalCompleted,

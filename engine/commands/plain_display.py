@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from engine.commands.event_words import describe, describe_ending, number
 from engine.errors import one_line
-from engine.protocol import Envelope, LogLine, PhaseChanged, StepCompleted, StepProgress
+from engine.protocol.events import LogLine, PhaseChanged, StepCompleted, StepProgress
+from engine.protocol.wire import Envelope
 from engine.quantities import counted
 
 if TYPE_CHECKING:
-    from engine.protocol import RunFailed, RunFinished
+    from engine.protocol.events import RunFailed, RunFinished
     from engine.runs.run_directory import RunDirectory
 
 EVERY_SECONDS = 30.0

@@ -11,16 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 from engine.commands.event_words import describe, describe_ending, step_numbers
 from engine.commands.plain_display import EVERY_SECONDS, PlainDisplay
 from engine.errors import one_line
-from engine.protocol import (
-    Envelope,
-    PhaseChanged,
-    RunFailed,
-    RunFinished,
-    RunStarted,
-    StepCompleted,
-    StepProgress,
-    encode_event,
-)
+from engine.protocol.events import PhaseChanged, RunFailed, RunFinished, RunStarted, StepCompleted, StepProgress
+from engine.protocol.wire import Envelope, encode_event
 from engine.runs.desktop import has_desktop, terminal_sequence
 from engine.runs.notices import RepeatFilter, notice_of
 

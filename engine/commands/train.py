@@ -254,7 +254,7 @@ def follow(
 
 def exit_code(handle: RunHandle) -> int:
     """Returns the exit status for a run's last event."""
-    from engine.protocol import RunFailed
+    from engine.protocol.events import RunFailed
 
     if isinstance(handle.ending, RunFailed):
         return handle.ending.exit_code
@@ -285,7 +285,7 @@ def _parse(text: str) -> Any:
 
 
 def _pass_on_interrupt(handle: RunHandle, display: Display, count: int) -> None:
-    from engine.protocol import Stop
+    from engine.protocol.commands import Stop
 
     try:
         if count == 1:

@@ -22,7 +22,8 @@ from torch import Tensor, distributed
 from engine.errors.distributed import RANK_LOST
 from engine.hardware.process_memory import memory_usage
 from engine.hardware.rank_place import Ranks
-from engine.protocol import Envelope, Event, RankReported, RecoveryTaken, WarningRaised
+from engine.protocol.events import Event, RankReported, RecoveryTaken, WarningRaised
+from engine.protocol.wire import Envelope
 from engine.runs.process_group import ProcessGroup
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from engine.models.spec import ModelSpec
 from engine.plan.choice import choose_plan
 from engine.plan.optimization_states import states
 from engine.plan.optimizations import find_optimization, optimizations, toggle, with_values
-from engine.protocol import EvalCompleted, RunFailed, RunFinished, StepCompleted, Stop
+from engine.protocol.commands import Stop
+from engine.protocol.events import EvalCompleted, RunFailed, RunFinished, StepCompleted
 
 WARM_UP_STEPS = 2
 """First steps left out of the speed: they allocate, compile and plan kernels."""

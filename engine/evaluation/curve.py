@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.protocol import Envelope, EvalCompleted, RunStarted, StepCompleted
+from engine.protocol.events import EvalCompleted, RunStarted, StepCompleted
+from engine.protocol.wire import Envelope
 from engine.runs.journal import read_events
 from engine.runs.run_index import find_runs
 

@@ -13,13 +13,14 @@ from engine.evaluation.projection import project
 from engine.hardware.measured import correction_key
 from engine.hardware.past_runs import PastRun
 from engine.plan.whole_time import CHECKPOINTS, FIRST_STEP, SCORING, SCORING_PHASES
-from engine.protocol import PHASES, CheckpointSaved, EvalCompleted, PhaseChanged, RunStarted, StepCompleted
+from engine.protocol.events import PHASES, CheckpointSaved, EvalCompleted, PhaseChanged, RunStarted, StepCompleted
 
 if TYPE_CHECKING:
     from engine.evaluation.curve import RunCurve
     from engine.plan.choice import Choice
     from engine.plan.planner import TierPlan
-    from engine.protocol import Envelope, RunFinished
+    from engine.protocol.events import RunFinished
+    from engine.protocol.wire import Envelope
 
 UPDATES = "updates"
 "Name of all updates of a run, among the parts of its promise."

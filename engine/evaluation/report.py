@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from engine.evaluation.promise import Comparison
     from engine.evaluation.result import Evaluation
     from engine.models.catalogue import ModelSpec
-    from engine.protocol import RunFinished
+    from engine.protocol.events import RunFinished
     from engine.steps.whole_step import PreferenceFigures
     from engine.training.state import Progress
 

@@ -17,7 +17,7 @@ from engine.evaluation.report import RunReport, write_report
 from engine.evaluation.result import FILE_NAME
 from engine.evaluation.so_far import progress_of
 from engine.generation.run_models import models_of
-from engine.protocol import EvalCompleted, RunFinished, RunStarted
+from engine.protocol.events import EvalCompleted, RunFinished, RunStarted
 from engine.runs.journal import read_events
 from engine.whole_file import replace_text
 

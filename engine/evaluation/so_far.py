@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from engine.protocol import Envelope, PhaseChanged, RecoveryTaken, RunStarted, StepCompleted
+from engine.protocol.events import PhaseChanged, RecoveryTaken, RunStarted, StepCompleted
+from engine.protocol.wire import Envelope
 from engine.training.state import Progress
 
 

@@ -21,7 +21,7 @@ class PastRun:
     steps: Mapping[str, float] = field(default_factory=dict)
     "Seconds of updates, by `engine.hardware.measured.correction_key`."
     phases: Mapping[str, float] = field(default_factory=dict)
-    "Seconds of each phase (engine.protocol.PHASES); of a checkpoint, and of a scoring between updates."
+    "Seconds of each phase (engine.protocol.events.PHASES); of a checkpoint, and of a scoring between updates."
     host: float | None = None
     "Peak of host memory."
     gpu: float | None = None

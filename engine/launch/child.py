@@ -30,17 +30,9 @@ from engine.hardware.environment import limit_omp_spin, number_by_bus
 from engine.launch.notifier import Notifier
 from engine.launch.recipe_import import LOADING, import_function
 from engine.launch.signals import watch_stop_signals
-from engine.protocol import (
-    Envelope,
-    PhaseChanged,
-    ProtocolError,
-    RunFailed,
-    RunFinished,
-    Stop,
-    WarningRaised,
-    decode_command,
-    encode_event,
-)
+from engine.protocol.commands import Stop
+from engine.protocol.events import PhaseChanged, RunFailed, RunFinished, WarningRaised
+from engine.protocol.wire import Envelope, ProtocolError, decode_command, encode_event
 from engine.runs import run_index
 from engine.runs.context import TrainingSession
 from engine.runs.control import ControlServer

@@ -13,17 +13,9 @@ from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 
-from engine.protocol import (
-    Command,
-    Envelope,
-    Event,
-    ProtocolError,
-    StepProgress,
-    decode_command,
-    decode_event,
-    encode_command,
-    encode_event,
-)
+from engine.protocol.commands import Command
+from engine.protocol.events import Event, StepProgress
+from engine.protocol.wire import Envelope, ProtocolError, decode_command, decode_event, encode_command, encode_event
 
 _LAST_WORDS_S = 10.0
 """Seconds that `close` waits for a rank 0 that does not end."""

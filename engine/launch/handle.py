@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING
 from engine import regular_file
 from engine.errors.runs import RUN_CONTROL_UNREACHABLE, RUN_MOVED
 from engine.errors.training import CHILD_DIED
-from engine.protocol import (
-    Command,
-    Envelope,
-    PhaseChanged,
-    RunFailed,
-    RunFinished,
-    RunStarted,
-    StepProgress,
-    encode_command,
-)
+from engine.protocol.commands import Command
+from engine.protocol.events import PhaseChanged, RunFailed, RunFinished, RunStarted, StepProgress
+from engine.protocol.wire import Envelope, encode_command
 from engine.runs import process_record
 from engine.runs.access import Access, look
 from engine.runs.control import deliver_command, not_active

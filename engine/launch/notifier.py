@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.launch.webhook import WebhookError, body_of, find_url, post
-from engine.protocol import (
+from engine.protocol.events import (
     PAUSED_PREFIX,
     CommandAcked,
-    Envelope,
     RecoveryTaken,
     RunFailed,
     RunFinished,
@@ -22,6 +21,7 @@ from engine.protocol import (
     StepCompleted,
     WarningRaised,
 )
+from engine.protocol.wire import Envelope
 from engine.runs.desktop import has_desktop, show_on_desktop
 from engine.runs.notices import ENDINGS, Notice, RepeatFilter, make_notice, notice_of
 

@@ -31,7 +31,7 @@ from engine.errors import EliteError, one_line
 from engine.hardware.inventory import take_inventory
 from engine.home_folder import expand_home
 from engine.launch.doctor import examine
-from engine.protocol import RankReported, RunFailed, StepCompleted, StepProgress
+from engine.protocol.events import RankReported, RunFailed, StepCompleted, StepProgress
 from engine.quantities import format_bytes
 from engine.runs.crash_log import FILE_NAME
 from engine.runs.journal import decode_line
@@ -39,7 +39,7 @@ from engine.runs.run_index import state_directory
 
 if TYPE_CHECKING:
     from engine.hardware.machine import Gpu
-    from engine.protocol import Envelope
+    from engine.protocol.wire import Envelope
     from engine.runs.run_directory import RunDirectory
 
 JOURNAL_BYTES = 256 << 10

@@ -36,7 +36,8 @@ from engine.launch.event_relay import RelayJournal, SilentJournal
 from engine.launch.recipe_import import LOADING, collector_at_rest, import_function
 from engine.launch.signals import watch_stop_signals
 from engine.launch.torchrun import TorchrunRun, make_run
-from engine.protocol import PhaseChanged, RunFailed, Stop
+from engine.protocol.commands import Stop
+from engine.protocol.events import PhaseChanged, RunFailed
 from engine.quantities import format_seconds
 from engine.runs.context import TrainingSession
 from engine.runs.rank_files import FOLDER, log_path, write_failure

@@ -17,7 +17,7 @@ from engine.errors.distributed import RANK_DIED, RANK_FAILED, RANK_LOST, RANKS_N
 from engine.launch.elastic_agent import Agent, RankExit
 from engine.launch.event_relay import RelayServer
 from engine.plan.strategy import hosts_to_start
-from engine.protocol import Event, LogLine, RunFailed, RunFinished
+from engine.protocol.events import Event, LogLine, RunFailed, RunFinished
 from engine.runs.rank_files import clear_failures, log_path, read_failures
 from engine.steps import oom_consensus
 from engine.steps.oom_consensus import FallbackRequest

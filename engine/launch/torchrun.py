@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine import config as run_config
 from engine.launch.preflight import check
-from engine.protocol import Stop
+from engine.protocol.commands import Stop
 from engine.runs import run_index
 from engine.runs.context import TrainingSession
 from engine.runs.control import ControlServer

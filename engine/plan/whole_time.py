@@ -47,7 +47,7 @@ class WholeTime:
     """Seconds of a run besides its updates."""
 
     phases: tuple[TimePart, ...]
-    "Once a run, by the phases' names (engine.protocol.PHASES)."
+    "Once a run, by the phases' names (engine.protocol.events.PHASES)."
     checkpoint: float
     "One checkpoint."
     checkpoint_every: float

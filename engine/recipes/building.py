@@ -27,7 +27,7 @@ from engine.optim.adamw import adamw
 from engine.optim.build import Stateful, Updating, build_updating
 from engine.optim.schedule import peak_rate
 from engine.plan.step_layout import StepLayout
-from engine.protocol import PhaseChanged
+from engine.protocol.events import PhaseChanged
 from engine.recipes.rank_data import ALONE, Sharing
 from engine.recipes.step_choice import fallback_step
 from engine.steps import partial_checkpoint

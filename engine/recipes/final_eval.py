@@ -11,7 +11,7 @@ from engine.evaluation.result_files import keep_evaluation
 from engine.generation.run_models import AdaptedPair
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.placement import device_name
-from engine.protocol import LogLine
+from engine.protocol.events import LogLine
 from engine.steps.oom_fallback import FallbackStep
 from engine.tokenization.encoder import Encoder
 

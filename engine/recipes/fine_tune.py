@@ -26,7 +26,8 @@ from engine.evaluation.so_far import progress_of, seconds_of
 from engine.hardware.process_memory import gpu_peak, host_peak
 from engine.models.loading import load_tokenizer
 from engine.models.placement import device_name
-from engine.protocol import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, Stop, WarningRaised
+from engine.protocol.commands import Stop
+from engine.protocol.events import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, WarningRaised
 from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.recipes.final_eval import final_eval
 from engine.recipes.preference import Preferences, refuse_combinations, refuse_dropout

@@ -15,7 +15,7 @@ from engine.hardware.process_memory import memory_usage
 from engine.models.loading import load_tokenizer
 from engine.optim.lr_range import FILE_NAME, range_rates, range_test
 from engine.optim.schedule import Schedule, Setting
-from engine.protocol import LogLine, PhaseChanged, RunFinished, StepCompleted
+from engine.protocol.events import LogLine, PhaseChanged, RunFinished, StepCompleted
 from engine.recipes.building import build_learning, build_model, choose_step
 from engine.recipes.setup import Setup, set_up
 from engine.steps.failures import memory_errors

@@ -13,7 +13,7 @@ from torch import nn
 from engine.data.pairs import Pair, PairWindows
 from engine.errors import EliteError
 from engine.errors.usage import CONFIG_INVALID
-from engine.protocol import LogLine
+from engine.protocol.events import LogLine
 from engine.steps.held_out_loss import HeldOutLoss, choose_windows
 from engine.steps.preference_step import PreferenceLoss, PreferenceStep, as_pair, mean_figures
 from engine.steps.reference_losses import FILE_NAME, ReferenceLosses

@@ -11,12 +11,12 @@ from engine import regular_file
 from engine.evaluation.promise import Promise, Timeline, past_run
 from engine.hardware import past_run_files
 from engine.hardware.inventory import take_inventory
-from engine.protocol import LogLine
+from engine.protocol.events import LogLine
 from engine.whole_file import replace_text
 
 if TYPE_CHECKING:
     from engine.data.window_source import Update
-    from engine.protocol import RunFinished
+    from engine.protocol.events import RunFinished
     from engine.recipes.setup import Setup
     from engine.runs.context import TrainingSession
 

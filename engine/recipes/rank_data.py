@@ -11,7 +11,7 @@ from engine.distributed.powersgd import PowerSgd
 from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.optim.build import Stateful
 from engine.plan.strategy import Strategy, choose_strategy
-from engine.protocol import LogLine
+from engine.protocol.events import LogLine
 from engine.steps import oom_consensus
 from engine.steps.data_parallel import DataParallelStep
 from engine.steps.oom_consensus import FallbackRequest

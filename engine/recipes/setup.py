@@ -33,7 +33,7 @@ from engine.plan.choice import Choice, choose_plan
 from engine.plan.cluster import least_of
 from engine.plan.optimizations import refuse_conflicts
 from engine.plan.step_layout import StepLayout
-from engine.protocol import LogLine, PhaseChanged, RecoveryTaken, RunStarted, WarningRaised
+from engine.protocol.events import LogLine, PhaseChanged, RecoveryTaken, RunStarted, WarningRaised
 from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
 from engine.training.disk_space import DiskSpace
 from engine.training.state import Progress, read_snapshot

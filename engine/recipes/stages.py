@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from engine.data.stages import StagedWindows, plan_stages
 from engine.data.window_source import Update, WindowSource, plan_updates
 from engine.plan.step_layout import StepLayout
-from engine.protocol import PhaseChanged
+from engine.protocol.events import PhaseChanged
 from engine.steps.oom_fallback import FallbackStep
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from engine.plan.optimizations import may_stream
 from engine.plan.request import streaming_refusal
 from engine.plan.step_layout import StepLayout
-from engine.protocol import RecoveryTaken
+from engine.protocol.events import RecoveryTaken
 from engine.steps.fallback_policy import FallbackPolicy
 from engine.steps.oom_fallback import ClosableStep, FallbackStep
 

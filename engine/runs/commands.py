@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.protocol import Command, EvaluateNow, LogLine, Pause, Resume, SaveNow, Stop
+from engine.protocol.commands import Command, EvaluateNow, Pause, Resume, SaveNow, Stop
+from engine.protocol.events import LogLine
 
 if TYPE_CHECKING:
     from engine.runs.context import TrainingSession

@@ -7,17 +7,9 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from engine.protocol import (
-    Command,
-    CommandAcked,
-    Envelope,
-    Event,
-    PhaseChanged,
-    RunFailed,
-    RunFinished,
-    Stop,
-    WarningRaised,
-)
+from engine.protocol.commands import Command, Stop
+from engine.protocol.events import CommandAcked, Event, PhaseChanged, RunFailed, RunFinished, WarningRaised
+from engine.protocol.wire import Envelope
 from engine.runs.held_directory import HeldDirectory
 from engine.runs.process_group import ProcessGroup
 

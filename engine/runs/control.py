@@ -23,15 +23,9 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EliteError
 from engine.errors.runs import RUN_CONTROL_UNREACHABLE, RUN_NOT_ACTIVE
-from engine.protocol import (
-    Command,
-    CommandAcked,
-    Envelope,
-    ProtocolError,
-    decode_command,
-    encode_command,
-    encode_event,
-)
+from engine.protocol.commands import Command
+from engine.protocol.events import CommandAcked
+from engine.protocol.wire import Envelope, ProtocolError, decode_command, encode_command, encode_event
 from engine.quantities import format_seconds
 from engine.runs.journal import decode_line
 from engine.runs.run_summary import ACTIVE

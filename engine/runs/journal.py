@@ -16,19 +16,17 @@ import zlib
 from typing import TYPE_CHECKING
 
 from engine import durable, regular_file
-from engine.protocol import (
+from engine.protocol.events import (
     CheckpointSaved,
-    Envelope,
     EvalCompleted,
     Event,
     PhaseChanged,
-    ProtocolError,
     RunFailed,
     RunFinished,
     RunStarted,
     StepProgress,
-    encode_event,
 )
+from engine.protocol.wire import Envelope, ProtocolError, encode_event
 from engine.runs.event_decoder import event_decoder
 
 if TYPE_CHECKING:

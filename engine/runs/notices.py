@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.errors import one_line
-from engine.protocol import PAUSED_PREFIX, Event, RecoveryTaken, RunFailed, RunFinished, WarningRaised
+from engine.protocol.events import PAUSED_PREFIX, Event, RecoveryTaken, RunFailed, RunFinished, WarningRaised
 
 Kind = Literal["completed", "stopped", "failed", "recovered", "paused", "stalled"]
 

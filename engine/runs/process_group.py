@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from engine.hardware.rank_place import Ranks
 
 if TYPE_CHECKING:
-    from engine.protocol import Event
+    from engine.protocol.events import Event
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine import regular_file
-from engine.protocol import RunFailed
+from engine.protocol.events import RunFailed
 from engine.whole_file import replace_text
 
 FOLDER = "ranks"

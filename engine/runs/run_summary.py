@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 from engine.config import model_name
 from engine.errors import EliteError
-from engine.protocol import (
+from engine.protocol.events import (
     PAUSED_PREFIX,
     CommandAcked,
-    Envelope,
     EvalCompleted,
     Event,
     PhaseChanged,
@@ -25,6 +24,7 @@ from engine.protocol import (
     StepProgress,
     WarningRaised,
 )
+from engine.protocol.wire import Envelope
 from engine.runs import process_record
 from engine.runs.journal import read_ends
 

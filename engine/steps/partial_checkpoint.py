@@ -25,7 +25,7 @@ from torch import Tensor
 
 from engine import atomic_dir
 from engine.atomic_dir import AtomicDir, DamagedError
-from engine.protocol import Event, LogLine, RecoveryTaken, WarningRaised
+from engine.protocol.events import Event, LogLine, RecoveryTaken, WarningRaised
 from engine.quantities import format_bytes, format_seconds
 from engine.streaming.boundary import BackwardPoint
 

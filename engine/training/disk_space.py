@@ -12,7 +12,8 @@ from engine import durable
 from engine.errors import one_line
 from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE
 from engine.hardware.disk import read_disk
-from engine.protocol import PAUSED_PREFIX, RecoveryTaken, Resume, Stop, WarningRaised
+from engine.protocol.commands import Resume, Stop
+from engine.protocol.events import PAUSED_PREFIX, RecoveryTaken, WarningRaised
 from engine.quantities import format_bytes
 
 if TYPE_CHECKING:

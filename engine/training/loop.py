@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from engine.data.window_source import plan_updates
 from engine.hardware.process_memory import memory_usage
-from engine.protocol import LogLine, StepCompleted, StepProgress, Stop
+from engine.protocol.commands import Stop
+from engine.protocol.events import LogLine, StepCompleted, StepProgress
 from engine.runs.commands import Actions, decide
 from engine.steps.held_out_loss import perplexity
 from engine.steps.whole_step import StepAbandonedError

@@ -23,7 +23,7 @@ from engine.errors import EliteError, one_line
 from engine.errors.distributed import RANK_FAILED, RANK_LOST
 from engine.errors.runs import RUN_MOVED
 from engine.errors.training import GPU_LOST, TRAINING_UNSTABLE
-from engine.protocol import RecoveryTaken
+from engine.protocol.events import RecoveryTaken
 from engine.steps.failures import (
     HostMemoryLowError,
     Place,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from engine.atomic_dir import DamagedError
 from engine.errors import EliteError
 from engine.errors.runs import OUTPUT_FULL
-from engine.protocol import CheckpointSaved, WarningRaised
+from engine.protocol.events import CheckpointSaved, WarningRaised
 from engine.randomness import capture_random
 from engine.steps.failures import is_disk_failing, is_disk_full
 from engine.training.checkpoints import SavedCheckpoint, verify

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.hardware.limits import read_memory
 from engine.hardware.nvml import GpuSample, Nvml
-from engine.protocol import Event, WarningRaised
+from engine.protocol.events import Event, WarningRaised
 from engine.quantities import format_bytes
 from engine.steps.failures import HostMemoryLowError
 

@@ -12,7 +12,7 @@ import torch
 
 from engine.models.adapter import trainable
 from engine.models.catalogue import find_model
-from engine.protocol import RecoveryTaken
+from engine.protocol.events import RecoveryTaken
 from engine.quantities import format_timing
 from engine.randomness import capture_random
 from engine.steps.micro_batch import fits_in_ram, fits_on_gpu, largest_that_fits

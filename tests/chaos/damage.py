@@ -12,7 +12,7 @@ from engine import config as run_config
 from engine.atomic_dir import DamagedError
 from engine.data.store import StoreDamagedError, open_store
 from engine.errors import EliteError
-from engine.protocol import LogLine
+from engine.protocol.events import LogLine
 from engine.runs.journal import JournalReader, JournalWriter
 from engine.runs.run_directory import RunDirectory
 from tests.chaos.lab import BrokenError, Lab, wait_for

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from engine.config import DataSection
 from engine.data.dataset import build_dataset
-from engine.protocol import LogLine, StepCompleted
+from engine.protocol.events import LogLine, StepCompleted
 from engine.runs.journal import JournalReader, JournalWriter
 from engine.runs.run_directory import RunDirectory
 from tests.chaos.lab import BrokenError, Lab, check_result, check_run, in_fork, wait_for

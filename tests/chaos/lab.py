@@ -35,7 +35,7 @@ from engine.atomic_dir import DamagedError
 from engine.config import RunConfig, from_mapping
 from engine.launch import child
 from engine.launch.launcher import RECIPE
-from engine.protocol import RunFailed, RunFinished, StepCompleted, StepProgress
+from engine.protocol.events import RunFailed, RunFinished, StepCompleted, StepProgress
 from engine.runs.journal import JournalReader
 from engine.runs.run_directory import RunDirectory
 from engine.training.checkpoints import verify

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from engine.config import RunConfig, from_mapping, to_mapping
-from engine.protocol import RecoveryTaken, RunFailed
+from engine.protocol.events import RecoveryTaken, RunFailed
 from engine.runs.journal import JournalReader
 from engine.runs.run_directory import RunDirectory
 from tests.chaos.lab import BrokenError, Lab, Reference, check_result, check_run, in_fork, losses_of, train, wait_for

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from engine.config import from_mapping, to_mapping
-from engine.protocol import WarningRaised
+from engine.protocol.events import WarningRaised
 from engine.runs.journal import JournalReader
 from engine.runs.run_directory import RunDirectory
 from tests.chaos import hostile

@@ -20,7 +20,7 @@ from engine.launch.handle import RunHandle
 from engine.models.catalogue import find_model
 from engine.models.placement import choose_placement
 from engine.plan.step_layout import StepLayout
-from engine.protocol import PhaseChanged, RunFinished, RunStarted
+from engine.protocol.events import PhaseChanged, RunFinished, RunStarted
 from engine.runs.journal import JournalWriter
 from engine.runs.run_directory import RunDirectory
 from tests.chaos.odd import damage

@@ -16,7 +16,7 @@ import pytest
 from support.session import RecordingSession
 
 from engine.config import from_mapping
-from engine.protocol import StepCompleted
+from engine.protocol.events import StepCompleted
 from engine.recipes.fine_tune import train as train_here
 from engine.runs.run_directory import RunDirectory
 from engine.runs.run_index import STATE_VARIABLE

@@ -8,7 +8,7 @@ import pytest
 
 from engine.config import RunConfig
 from engine.launch import supervisor
-from engine.protocol import RunFailed
+from engine.protocol.events import RunFailed
 from engine.runs.rank_files import FOLDER, write_failure
 from engine.steps import oom_consensus
 from tests.distributed.conftest import run_folder, train_alone

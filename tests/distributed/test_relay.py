@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from engine.launch.event_relay import RelayJournal, RelayServer
-from engine.protocol import LogLine
+from engine.protocol.events import LogLine
 
 
 def test_what_a_rank_said_last_is_heard_however_slow_the_listener():

@@ -12,7 +12,7 @@ from engine.evaluation.report_sections import verdict
 from engine.evaluation.result import Evaluation, task_result
 from engine.evaluation.result_files import keep_evaluation
 from engine.evaluation.tally import PerplexityRow
-from engine.protocol import RunFinished
+from engine.protocol.events import RunFinished
 from engine.runs.run_directory import RunDirectory
 
 FINISHED = RunFinished(status="completed", steps=160, seconds=160.0, perplexity_before=20.0, perplexity_after=16.0)

@@ -14,7 +14,7 @@ from support.session import RecordingSession
 from engine.cli import main
 from engine.config import from_mapping, to_mapping
 from engine.evaluation.baselines import Baselines
-from engine.protocol import EvalCompleted, LogLine, StepProgress
+from engine.protocol.events import EvalCompleted, LogLine, StepProgress
 from engine.recipes.fine_tune import train
 from engine.runs.journal import JournalWriter
 from engine.runs.run_directory import RunDirectory

@@ -18,15 +18,8 @@ from engine.hardware import past_run_files
 from engine.hardware.past_runs import PastRun, PastRuns
 from engine.models.catalogue import find_model
 from engine.plan.choice import choose_plan
-from engine.protocol import (
-    CheckpointSaved,
-    Envelope,
-    EvalCompleted,
-    PhaseChanged,
-    RunFinished,
-    RunStarted,
-    StepCompleted,
-)
+from engine.protocol.events import CheckpointSaved, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.protocol.wire import Envelope
 from engine.runs.run_directory import RunDirectory
 from tests.plan.machines import with_card
 

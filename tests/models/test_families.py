@@ -31,7 +31,7 @@ from engine.models.loading import load_model
 from engine.models.placement import choose_placement
 from engine.plan.request import streaming_refusal
 from engine.plan.stream_plan import StreamPlan
-from engine.protocol import RunFinished
+from engine.protocol.events import RunFinished
 from engine.recipes.fine_tune import train
 from engine.runs.run_directory import RunDirectory
 from engine.steps.whole_step import WholeSequenceStep

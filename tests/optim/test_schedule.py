@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 from engine.config import TrainingSection
 from engine.optim.schedule import make_schedule
-from engine.protocol import StepCompleted
+from engine.protocol.events import StepCompleted
 from engine.training.checkpoints import verify
 from engine.training.loop import fit
 from engine.training.recovery import _scale_rate

@@ -19,7 +19,9 @@ from elite_tui.runs.view import RunView
 from engine.commands.event_words import describe_ending
 from engine.config import from_mapping
 from engine.evaluation.so_far import progress_of, seconds_of
-from engine.protocol import Envelope, PhaseChanged, RunStarted, StepCompleted, Stop
+from engine.protocol.commands import Stop
+from engine.protocol.events import PhaseChanged, RunStarted, StepCompleted
+from engine.protocol.wire import Envelope
 from engine.quantities import format_timing
 from engine.recipes.fine_tune import train
 from engine.runs.journal import JournalReader, JournalWriter

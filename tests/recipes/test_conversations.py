@@ -9,7 +9,7 @@ from recipes.test_fine_tune import start
 
 from engine.config import from_mapping
 from engine.errors import EliteError
-from engine.protocol import EvalCompleted, LogLine, RunFinished, StepCompleted
+from engine.protocol.events import EvalCompleted, LogLine, RunFinished, StepCompleted
 from engine.recipes.fine_tune import train
 
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "the sky"}}}

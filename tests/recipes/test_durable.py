@@ -18,7 +18,7 @@ from support.session import RecordingSession
 
 from engine import atomic_dir, durable, whole_file
 from engine.config import from_mapping
-from engine.protocol import RunFinished
+from engine.protocol.events import RunFinished
 from engine.recipes.fine_tune import train
 from engine.runs.run_directory import RunDirectory
 

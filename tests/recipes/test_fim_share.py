@@ -11,7 +11,8 @@ from support.session import RecordingSession
 
 from elite_tui.runs.comparison import read_comparison
 from engine.config import from_mapping
-from engine.protocol import LogLine, RunFinished, Stop, WarningRaised
+from engine.protocol.commands import Stop
+from engine.protocol.events import LogLine, RunFinished, WarningRaised
 from engine.recipes.fine_tune import train
 from engine.runs.run_directory import RunDirectory
 

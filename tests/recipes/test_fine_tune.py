@@ -19,7 +19,6 @@ from peft import PeftModel
 from support.session import RecordingSession
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from engine import protocol
 from engine.assets import asset
 from engine.cli import main
 from engine.config import from_mapping, load
@@ -29,7 +28,9 @@ from engine.models.catalogue import find_model
 from engine.models.loading import load_model
 from engine.models.placement import choose_placement
 from engine.plan.choice import choose_plan
-from engine.protocol import (
+from engine.protocol.commands import Stop
+from engine.protocol.events import (
+    PHASES,
     CheckpointSaved,
     EvalCompleted,
     PhaseChanged,
@@ -38,7 +39,6 @@ from engine.protocol import (
     RunStarted,
     StepCompleted,
     StepProgress,
-    Stop,
     WarningRaised,
 )
 from engine.recipes.fine_tune import train
@@ -144,7 +144,7 @@ def test_training_lowers_held_out_perplexity(package, tmp_path):
     scored = session.of(EvalCompleted)
     assert [event.step for event in scored] == [0, 24]
     assert scored[0].tokens == scored[1].tokens > 1000
-    assert [phase for phase, _ in groupby(event.phase for event in session.of(PhaseChanged))] == list(protocol.PHASES)
+    assert [phase for phase, _ in groupby(event.phase for event in session.of(PhaseChanged))] == list(PHASES)
     assert session.of(RunStarted)[0].total_steps == 24
 
     base = load_model(find_model("demo"), choose_placement("cpu", "fp32"))

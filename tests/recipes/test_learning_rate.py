@@ -14,7 +14,8 @@ from engine.evaluation.promise import Promise
 from engine.export.card import render_card
 from engine.export.source import open_source
 from engine.launch.preflight import check_and_plan
-from engine.protocol import RunStarted, StepCompleted, Stop
+from engine.protocol.commands import Stop
+from engine.protocol.events import RunStarted, StepCompleted
 from engine.recipes.fine_tune import train
 from engine.runs.run_directory import RunDirectory
 from engine.training.recovery import write_recovery_report

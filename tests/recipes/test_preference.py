@@ -17,7 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from engine.assets import asset
 from engine.config import from_mapping, to_yaml
 from engine.errors import EliteError
-from engine.protocol import EvalCompleted, LogLine, RunFinished, StepCompleted
+from engine.protocol.events import EvalCompleted, LogLine, RunFinished, StepCompleted
 from engine.recipes.fine_tune import train
 from engine.recipes.preference import refuse_combinations, refuse_dropout
 from engine.runs.run_directory import RunDirectory

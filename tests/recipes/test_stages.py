@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.protocol import PhaseChanged, StepCompleted
+from engine.protocol.events import PhaseChanged, StepCompleted
 from engine.runs.journal import JournalReader
 
 STAGES = ((64, 6), (256, 4))

@@ -28,7 +28,8 @@ from engine.config import from_mapping
 from engine.errors import EliteError
 from engine.launch import launcher
 from engine.launch.handle import RunHandle
-from engine.protocol import LogLine, PhaseChanged, RunFinished, RunStarted, Stop
+from engine.protocol.commands import Stop
+from engine.protocol.events import LogLine, PhaseChanged, RunFinished, RunStarted
 from engine.runs.context import TrainingSession
 from engine.runs.deletion import delete_run
 from engine.runs.journal import JournalReader, JournalWriter

@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from engine.protocol import RunFinished
+from engine.protocol.events import RunFinished
 
 (JOURNAL,) = Path(os.environ["OUTPUT"]).glob("runs/*/events.jsonl")
 print(json.dumps({"modules": sorted(sys.modules), "journal": JOURNAL.read_text().splitlines()}))

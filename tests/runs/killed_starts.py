@@ -14,7 +14,7 @@ from pathlib import Path
 
 import engine.recipes.fine_tune
 from engine.launch import child
-from engine.protocol import PhaseChanged
+from engine.protocol.events import PhaseChanged
 from engine.runs.run_directory import RunDirectory
 from tests.chaos.lab import Lab, in_fork, wait_for
 

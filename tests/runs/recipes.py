@@ -10,21 +10,17 @@ import sys
 import time
 
 from engine.errors.data import REPOSITORY_EMPTY
-from engine.protocol import (
+from engine.protocol.commands import EvaluateNow, Pause, Resume, SaveNow, Stop
+from engine.protocol.events import (
     CheckpointSaved,
     EvalCompleted,
-    EvaluateNow,
     LogLine,
-    Pause,
     PhaseChanged,
     RecoveryTaken,
-    Resume,
     RunFinished,
     RunStarted,
-    SaveNow,
     StepCompleted,
     StepProgress,
-    Stop,
     WarningRaised,
 )
 from engine.runs.context import TrainingSession

@@ -8,7 +8,7 @@ import pytest
 
 from engine import config as run_config
 from engine.launch.handle import RunHandle
-from engine.protocol import LogLine, RunFinished
+from engine.protocol.events import LogLine, RunFinished
 from engine.runs.access import Access, look
 from engine.runs.control import ControlServer
 from engine.runs.journal import JournalReader, JournalWriter

@@ -17,7 +17,8 @@ import pytest
 from engine.cli import build_parser
 from engine.commands.summaries import SUMMARIES, module_of
 from engine.launch.handle import RunHandle
-from engine.protocol import StepProgress, decode_event
+from engine.protocol.events import StepProgress
+from engine.protocol.wire import decode_event
 from engine.runs.journal import JournalReader
 from engine.runs.run_directory import RunDirectory
 from engine.runs.run_index import find_runs

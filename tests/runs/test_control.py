@@ -12,11 +12,12 @@ import time
 
 import pytest
 
-from engine import protocol
 from engine.errors import EliteError
 from engine.errors.runs import RUN_CONTROL_UNREACHABLE, RUN_NOT_ACTIVE
 from engine.launch.handle import RunHandle
-from engine.protocol import CommandAcked, Envelope, Pause, Stop
+from engine.protocol.commands import COMMANDS, Pause, Stop
+from engine.protocol.events import CommandAcked
+from engine.protocol.wire import Envelope
 from engine.runs.control import ControlServer, deliver_command, send_command, short_address
 from engine.runs.process_record import ProcessRecord, write_record
 from engine.runs.run_directory import RunDirectory
@@ -214,9 +215,9 @@ def test_without_a_socket_the_run_warns_and_the_queue_still_works(launch, tmp_pa
 
 def test_commands_survive_the_wire(run, serve):
     _, received = serve()
-    for cls in protocol.COMMANDS.values():
+    for cls in COMMANDS.values():
         deliver_command(run, cls(id=cls.__name__))
-    assert [type(command) for command in received] == list(protocol.COMMANDS.values())
+    assert [type(command) for command in received] == list(COMMANDS.values())
 
 
 def test_a_socket_that_cannot_be_removed_does_not_fail_the_run(tmp_path, monkeypatch):

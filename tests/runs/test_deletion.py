@@ -13,7 +13,7 @@ import pytest
 
 from engine import config as run_config
 from engine.errors import EliteError
-from engine.protocol import RunFinished
+from engine.protocol.events import RunFinished
 from engine.runs.deletion import delete_run
 from engine.runs.journal import JournalWriter
 from engine.runs.process_record import ProcessRecord, write_record

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.launch.handle import RunHandle
-from engine.protocol import LogLine, RunFailed, RunStarted, StepCompleted, StepProgress, encode_event
+from engine.protocol.events import LogLine, RunFailed, RunStarted, StepCompleted, StepProgress
+from engine.protocol.wire import encode_event
 from engine.runs.journal import JournalWriter
 from engine.runs.run_directory import RunDirectory
 

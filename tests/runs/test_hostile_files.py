@@ -14,7 +14,7 @@ from engine import regular_file
 from engine.cli import main
 from engine.config import from_mapping
 from engine.errors import EliteError
-from engine.protocol import RunFinished, RunStarted
+from engine.protocol.events import RunFinished, RunStarted
 from engine.runs import process_record
 from engine.runs.journal import JournalReader, JournalWriter, read_ends
 from engine.runs.run_directory import RunDirectory

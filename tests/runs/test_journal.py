@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.mounts import needs_mount, run_mounted
 
-from engine.protocol import LogLine, PhaseChanged, StepCompleted, StepProgress, encode_event
+from engine.protocol.events import LogLine, PhaseChanged, StepCompleted, StepProgress
+from engine.protocol.wire import encode_event
 from engine.runs.journal import JournalReader, JournalWriter, next_seq, read_ends
 from tests.runs.conftest import run_alone
 
@@ -164,7 +165,7 @@ def test_progress_is_thinned_and_still_numbered(path):
 APPEND_TO_FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from engine.protocol import PhaseChanged
+from engine.protocol.events import PhaseChanged
 from engine.runs.journal import JournalWriter
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -187,7 +188,7 @@ def test_a_write_that_fails_leaves_no_half_line(path):
 ON_A_FULL_DISK = """
 import shutil, sys
 from pathlib import Path
-from engine.protocol import LogLine
+from engine.protocol.events import LogLine
 from engine.runs.journal import JournalReader, JournalWriter
 
 mount = Path(sys.argv[1])

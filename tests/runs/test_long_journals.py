@@ -9,17 +9,8 @@ import pytest
 
 from engine.evaluation.curve import curve_of
 from engine.launch.handle import RunHandle
-from engine.protocol import (
-    EVENTS,
-    Envelope,
-    EvalCompleted,
-    LogLine,
-    ProtocolError,
-    RunFinished,
-    StepCompleted,
-    decode_event,
-    encode_event,
-)
+from engine.protocol.events import EVENTS, EvalCompleted, LogLine, RunFinished, StepCompleted
+from engine.protocol.wire import Envelope, ProtocolError, decode_event, encode_event
 from engine.runs.event_decoder import event_decoder
 from engine.runs.journal import JournalReader, JournalWriter, next_seq, read_events, seal_line
 from engine.runs.run_directory import RunDirectory

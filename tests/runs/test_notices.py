@@ -22,9 +22,8 @@ from engine.errors import EliteError
 from engine.launch import launcher
 from engine.launch.notifier import Notifier
 from engine.launch.webhook import LARGEST, VARIABLE, WebhookError, body_of, find_url, post
-from engine.protocol import (
+from engine.protocol.events import (
     CommandAcked,
-    Envelope,
     PhaseChanged,
     RecoveryTaken,
     RunFailed,
@@ -32,6 +31,7 @@ from engine.protocol import (
     StepCompleted,
     WarningRaised,
 )
+from engine.protocol.wire import Envelope
 from engine.runs.desktop import has_desktop, terminal_sequence
 from engine.runs.notices import Notice, RepeatFilter, make_notice, notice_of
 from engine.runs.resume_changes import changes

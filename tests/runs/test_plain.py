@@ -18,9 +18,8 @@ from engine.cli import build_parser
 from engine.commands.glance import RunReader, describe, glance
 from engine.commands.plain_display import PlainDisplay, spoken_duration
 from engine.commands.progress_display import TerminalAlert
-from engine.protocol import (
+from engine.protocol.events import (
     CheckpointSaved,
-    Envelope,
     EvalCompleted,
     LogLine,
     PhaseChanged,
@@ -31,6 +30,7 @@ from engine.protocol import (
     StepProgress,
     WarningRaised,
 )
+from engine.protocol.wire import Envelope
 from engine.runs.run_directory import RunDirectory
 from engine.runs.run_summary import RunSummary
 from tests.runs.conftest import drain

@@ -18,7 +18,7 @@ from engine import atomic_dir, whole_file
 from engine.atomic_dir import DamagedError
 from engine.config import from_mapping
 from engine.data.store import StoreBuilder, StoreDamagedError, open_store
-from engine.protocol import CheckpointSaved, LogLine, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.protocol.events import CheckpointSaved, LogLine, PhaseChanged, RunFinished, RunStarted, StepCompleted
 from engine.runs.journal import JournalReader, JournalWriter
 from engine.runs.run_directory import RunDirectory
 from engine.training.checkpoints import CheckpointFolder, Retention, verify

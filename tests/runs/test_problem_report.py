@@ -16,7 +16,8 @@ from support.planted_secrets import FORMATS, PLACES, fill, private_key
 from engine import config as run_config
 from engine.cli import main
 from engine.data.masking import Mask
-from engine.protocol import Envelope, LogLine, RunFailed, StepCompleted, encode_event
+from engine.protocol.events import LogLine, RunFailed, StepCompleted
+from engine.protocol.wire import Envelope, encode_event
 from engine.runs.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]

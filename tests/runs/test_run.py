@@ -13,17 +13,8 @@ from engine.errors import INTERRUPTED, EliteError
 from engine.errors.runs import RUN_STILL_ACTIVE
 from engine.hardware import limits
 from engine.launch.handle import RunHandle
-from engine.protocol import (
-    CommandAcked,
-    EvaluateNow,
-    Pause,
-    Resume,
-    RunFailed,
-    SaveNow,
-    StepCompleted,
-    StepProgress,
-    Stop,
-)
+from engine.protocol.commands import EvaluateNow, Pause, Resume, SaveNow, Stop
+from engine.protocol.events import CommandAcked, RunFailed, StepCompleted, StepProgress
 from engine.runs import process_record
 from engine.runs.journal import JournalReader
 from tests.runs.conftest import drain

@@ -15,7 +15,8 @@ from engine import config as run_config
 from engine.errors import EliteError
 from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE, RUN_AMBIGUOUS, RUN_UNKNOWN
 from engine.launch import preflight
-from engine.protocol import Envelope, PhaseChanged, RunStarted, StepCompleted, encode_event
+from engine.protocol.events import PhaseChanged, RunStarted, StepCompleted
+from engine.protocol.wire import Envelope, encode_event
 from engine.runs import run_index
 from engine.runs.deepspeed_config import deepspeed_config
 from engine.runs.run_directory import RunDirectory, check_output

@@ -17,16 +17,8 @@ from engine.commands.progress_display import LiveDisplay
 from engine.launch import launcher
 from engine.launch.handle import RunHandle
 from engine.launch.recipe_import import LOADING
-from engine.protocol import (
-    PHASES,
-    Envelope,
-    PhaseChanged,
-    RunFailed,
-    RunFinished,
-    RunStarted,
-    StepCompleted,
-    decode_event,
-)
+from engine.protocol.events import PHASES, PhaseChanged, RunFailed, RunFinished, RunStarted, StepCompleted
+from engine.protocol.wire import Envelope, decode_event
 from engine.runs.journal import JournalReader
 from engine.runs.run_directory import RunDirectory
 from engine.runs.run_summary import read_summary

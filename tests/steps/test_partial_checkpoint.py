@@ -12,7 +12,7 @@ from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
-from engine.protocol import LogLine, RecoveryTaken, WarningRaised
+from engine.protocol.events import LogLine, RecoveryTaken, WarningRaised
 from engine.steps.oom_fallback import FallbackStep
 from engine.steps.partial_checkpoint import PartialCheckpointStore, clear
 from engine.steps.streamed_windows import StreamedWindows
@@ -248,7 +248,7 @@ import shutil, sys
 from pathlib import Path
 from steps.test_partial_checkpoint import WINDOWS, saves, start
 from steps.test_whole_step import Quiet
-from engine.protocol import WarningRaised
+from engine.protocol.events import WarningRaised
 
 mount = Path(sys.argv[1])
 _, way, _, events = start(mount)

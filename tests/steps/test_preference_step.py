@@ -16,7 +16,7 @@ from support.tiny import VOCABULARY
 from engine.data.pairs import Pair
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.stream_plan import StreamPlan
-from engine.protocol import LogLine, RecoveryTaken
+from engine.protocol.events import LogLine, RecoveryTaken
 from engine.steps.partial_checkpoint import PartialCheckpointStore
 from engine.steps.preference_step import PreferenceLoss, PreferenceStep
 from engine.steps.reference_losses import ReferenceLosses

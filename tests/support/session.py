@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from engine.config import RunConfig
-from engine.protocol import Command, CommandAcked, Event, StepCompleted, Stop
+from engine.protocol.commands import Command, Stop
+from engine.protocol.events import CommandAcked, Event, StepCompleted
 from engine.runs.process_group import ProcessGroup
 from engine.runs.run_directory import RunDirectory
 

@@ -12,7 +12,8 @@ from support.runs import build, new_session
 from engine.errors import TRAINING_FAILED, EliteError
 from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE, RUN_MOVED
 from engine.launch.child import describe_failure
-from engine.protocol import CheckpointSaved, RecoveryTaken, StepCompleted, Stop, WarningRaised
+from engine.protocol.commands import Stop
+from engine.protocol.events import CheckpointSaved, RecoveryTaken, StepCompleted, WarningRaised
 from engine.runs.held_directory import HeldDirectory
 from engine.training.checkpoints import verify
 from engine.training.disk_space import DiskSpace
@@ -74,7 +75,8 @@ def test_a_disk_that_was_full_for_a_moment_loses_no_checkpoint(tmp_path, monkeyp
 
 
 def test_a_checkpoint_asked_for_is_refused_in_words_and_the_run_goes_on(tmp_path, monkeypatch):
-    from engine.protocol import CommandAcked, SaveNow
+    from engine.protocol.commands import SaveNow
+    from engine.protocol.events import CommandAcked
 
     session = new_session(tmp_path, {2: [SaveNow(id="save")]})
     parts, progress = build(session)

@@ -20,7 +20,8 @@ from engine.models.fine_tuning import FullTuning
 from engine.optim.build import build_updating
 from engine.plan.choice import choose_plan
 from engine.plan.stream_plan import StreamPlan
-from engine.protocol import LogLine, Stop
+from engine.protocol.commands import Stop
+from engine.protocol.events import LogLine
 from engine.recipes.fine_tune import train
 from engine.steps.streamed_windows import StreamedWindows
 from engine.steps.whole_step import WholeSequenceStep, count_targets

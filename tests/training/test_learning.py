@@ -18,7 +18,8 @@ from engine.models.adapter import trainable
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
 from engine.optim.lr_range import range_rates, range_test
-from engine.protocol import CheckpointSaved, StepCompleted, Stop
+from engine.protocol.commands import Stop
+from engine.protocol.events import CheckpointSaved, StepCompleted
 from engine.recipes.building import build_learning
 from engine.steps.micro_batch import largest_that_fits
 from engine.training.checkpoints import verify

@@ -9,16 +9,8 @@ from support.runs import WINDOWS, build, new_session
 from engine.data.window_source import plan_updates
 from engine.errors import EliteError
 from engine.models.adapter import trainable
-from engine.protocol import (
-    CheckpointSaved,
-    CommandAcked,
-    EvaluateNow,
-    Pause,
-    Resume,
-    SaveNow,
-    StepCompleted,
-    Stop,
-)
+from engine.protocol.commands import EvaluateNow, Pause, Resume, SaveNow, Stop
+from engine.protocol.events import CheckpointSaved, CommandAcked, StepCompleted
 from engine.steps.whole_step import StepAbandonedError, WholeSequenceStep
 from engine.training.checkpoints import verify
 from engine.training.loop import fit

@@ -15,7 +15,7 @@ from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
-from engine.protocol import CheckpointSaved, RecoveryTaken, StepCompleted
+from engine.protocol.events import CheckpointSaved, RecoveryTaken, StepCompleted
 from engine.steps.fallback_policy import FallbackPolicy
 from engine.steps.oom_fallback import FallbackStep
 from engine.steps.streamed_windows import StreamedWindows

@@ -16,7 +16,7 @@ import resource, sys
 from pathlib import Path
 from support.session import RecordingSession
 from engine.config import from_mapping
-from engine.protocol import Stop
+from engine.protocol.commands import Stop
 from engine.runs.run_directory import RunDirectory
 from engine.recipes.fine_tune import train
 

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from engine import atomic_dir
 from engine.atomic_dir import DamagedError
 from engine.errors import EliteError
-from engine.protocol import CheckpointSaved
+from engine.protocol.events import CheckpointSaved
 from engine.randomness import capture_random
 from engine.training import tensor_tree
 from engine.training.checkpoints import CheckpointFolder, Retention, verify
@@ -256,7 +256,7 @@ FULL_DISK = """
 import shutil, sys, threading, time
 from pathlib import Path
 from support.runs import build, new_session
-from engine.protocol import WarningRaised, RecoveryTaken, StepCompleted, CheckpointSaved
+from engine.protocol.events import WarningRaised, RecoveryTaken, StepCompleted, CheckpointSaved
 from engine.training.loop import fit
 from engine.training.checkpoints import verify
 from engine.training.state import capture

@@ -12,7 +12,7 @@ from engine.hardware.nvml import GpuSample
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
-from engine.protocol import RecoveryTaken, WarningRaised
+from engine.protocol.events import RecoveryTaken, WarningRaised
 from engine.steps.failures import HostMemoryLowError
 from engine.steps.fallback_policy import FallbackPolicy
 from engine.steps.oom_fallback import FallbackStep

@@ -8,10 +8,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from engine.protocol import (
+from engine.protocol.events import (
     CheckpointSaved,
     CommandAcked,
-    Envelope,
     EvalCompleted,
     Event,
     LogLine,
@@ -22,9 +21,8 @@ from engine.protocol import (
     StepCompleted,
     StepProgress,
     WarningRaised,
-    decode_event,
-    encode_event,
 )
+from engine.protocol.wire import Envelope, decode_event, encode_event
 
 RUN_ID = "20260102-100000-shop-backend-3f2a"
 FOLDER = Path(__file__).parent / "fixtures" / RUN_ID

@@ -31,7 +31,9 @@ from engine.hardware.nvml import GpuSample
 from engine.hardware.telemetry import Snapshot
 from engine.launch.doctor import Check
 from engine.launch.handle import RunHandle
-from engine.protocol import Command, CommandAcked, Envelope
+from engine.protocol.commands import Command
+from engine.protocol.events import CommandAcked
+from engine.protocol.wire import Envelope
 from engine.runs.access import Access
 from engine.runs.run_directory import RunDirectory
 from engine.runs.run_summary import RunSummary

@@ -19,7 +19,8 @@ from elite_tui.screens.app_screen import EVERYTHING
 from elite_tui.screens.export import ExportScreen
 from elite_tui.themes import THEMES
 from elite_tui.widgets.choice_bar import ChoiceBar
-from engine.protocol import Envelope, EvalCompleted, RunFinished, StepCompleted
+from engine.protocol.events import EvalCompleted, RunFinished, StepCompleted
+from engine.protocol.wire import Envelope
 from tests.tui.support import screen_of, settled, text_of, until
 from tests.tui.test_run_snapshots import GPU_RUN, SAMPLES, result_of
 

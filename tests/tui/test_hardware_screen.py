@@ -20,7 +20,7 @@ from elite_tui.format.meters import devices, draw
 from engine.errors import EliteError
 from engine.hardware.inventory import LIBRARIES
 from engine.hardware.machine import GIB
-from engine.protocol import StepCompleted
+from engine.protocol.events import StepCompleted
 from tests.tui.support import (
     FixedEngine,
     cpu_machine,

@@ -21,7 +21,8 @@ from elite_tui.runs.panels import figures
 from elite_tui.runs.result_panels import foreseen
 from elite_tui.runs.view import LONGEST_TEXT, RunView
 from elite_tui.widgets.line_pane import LinePane
-from engine.protocol import Envelope, EvalCompleted, LogLine, RunFinished, RunStarted, StepCompleted, WarningRaised
+from engine.protocol.events import EvalCompleted, LogLine, RunFinished, RunStarted, StepCompleted, WarningRaised
+from engine.protocol.wire import Envelope
 
 
 def filled(numbers, most=64):

@@ -12,7 +12,7 @@ from elite_tui.widgets.log_pane import LogPane
 from engine import config as run_config
 from engine.errors.runs import RUN_CONTROL_UNREACHABLE, RUN_UNKNOWN
 from engine.launch.handle import RunHandle
-from engine.protocol import (
+from engine.protocol.events import (
     CommandAcked,
     LogLine,
     PhaseChanged,

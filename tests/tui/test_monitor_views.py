@@ -18,7 +18,7 @@ from elite_tui.widgets.chart import LineChart
 from elite_tui.widgets.event_list import EventList
 from elite_tui.widgets.log_pane import LogPane
 from engine.launch.handle import RunHandle
-from engine.protocol import (
+from engine.protocol.events import (
     LogLine,
     PhaseChanged,
     RecoveryTaken,

@@ -11,7 +11,8 @@ from elite_tui.runs.open_runs import OpenRun
 from elite_tui.runs.panels import figures, progress_lines, projected_perplexity
 from elite_tui.runs.remaining import remaining
 from elite_tui.runs.view import RunView
-from engine.protocol import CommandAcked, Envelope, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.protocol.events import CommandAcked, EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.protocol.wire import Envelope
 from tests.tui.recording import FOLDER, RUN_ID, START
 
 

@@ -14,7 +14,7 @@ from elite_tui.runs.result_panels import change_words, compile_rate
 from elite_tui.runs.view import RunView
 from engine.commands.summaries import SUMMARIES
 from engine.launch.handle import RunHandle
-from engine.protocol import EvalCompleted, RunFinished
+from engine.protocol.events import EvalCompleted, RunFinished
 from engine.runs.run_index import remember_output
 from tests.tui.recording import RUN_ID, recorded
 from tests.tui.support import Replay, copy_recording, make_app, screen_of, settled, text_of, until

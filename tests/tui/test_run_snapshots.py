@@ -17,7 +17,7 @@ from elite_tui.screens.help import HelpScreen
 from elite_tui.state_part import StatePart
 from elite_tui.themes import LIGHT
 from engine.errors.runs import RUN_UNKNOWN
-from engine.protocol import CommandAcked, RunFailed
+from engine.protocol.events import CommandAcked, RunFailed
 from engine.runs.access import Access
 from engine.runs.run_summary import RunSummary
 from tests.tui.recording import FOLDER, START, gpu_run, recorded

@@ -11,9 +11,8 @@ from elite_tui.runs.followed import News
 from elite_tui.runs.open_runs import OpenRun
 from elite_tui.runs.panels import notice_line
 from elite_tui.runs.view import RunView
-from engine.protocol import (
+from engine.protocol.events import (
     CommandAcked,
-    Envelope,
     PhaseChanged,
     RankReported,
     RunFailed,
@@ -22,6 +21,7 @@ from engine.protocol import (
     StepProgress,
     UnknownEvent,
 )
+from engine.protocol.wire import Envelope
 from tests.tui.recording import RUN_ID, STEPS, record, recorded
 
 

@@ -14,7 +14,7 @@ from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.screens.runs import COLUMNS, RunTable, in_order, matching
 from engine import config as run_config
 from engine.errors.runs import RUN_DAMAGED
-from engine.protocol import EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
+from engine.protocol.events import EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
 from engine.runs.journal import JournalWriter
 from engine.runs.process_record import ProcessRecord, write_record
 from engine.runs.run_directory import RunDirectory
