@@ -27,6 +27,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         self.commands: dict[str, CommandParser] = {}
         self._as_json = False
+        self._words: list[str] = []
 
     def parse_args(  # type: ignore[override]  # argparse's overloads say no more
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -43,7 +44,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """See argparse."""
-        words = list(sys.argv[1:] if args is None else args)
+        self._words = words = list(sys.argv[1:] if args is None else args)
         options = words[: words.index("--")] if "--" in words else words
         self._as_json = any(len(word) > len("--") and "--json".startswith(word) for word in options)  # or its beginning
         return super().parse_known_args(words, namespace)
@@ -82,8 +83,21 @@ class CommandParser(argparse.ArgumentParser):
             return
         choices = [str(choice) for choice in action.choices]
         if isinstance(action, argparse._SubParsersAction):
+            self._refuse_value_of_unknown(value, choices)
             raise argparse.ArgumentError(None, f"unknown command {value}{nearest(value, choices)}")
         raise argparse.ArgumentError(action, f"{value} is not one of {', '.join(choices)}")
+
+    def _refuse_value_of_unknown(self, value: str, commands: Sequence[str]) -> None:
+        """Names an unknown option instead, where its value was taken for a command."""
+        place = self._words.index(value)
+        known = ["--json", *(option for action in self._actions for option in action.option_strings)]
+        for word in self._words[:place]:
+            option = word.partition("=")[0]
+            if not option.startswith("-") or any(name.startswith(option) for name in known):
+                continue
+            later = next((name for name in self._words[place + 1 :] if name in commands), None)
+            near = nearest(option, known) if later is None else f" (options of {later} follow it)"
+            raise argparse.ArgumentError(None, f"unrecognized arguments: {word}{near}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

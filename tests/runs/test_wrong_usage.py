@@ -75,6 +75,22 @@ def test_a_variable_that_is_unset_names_nothing(words, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("program", "words", "expected"),
+    [
+        ("elite_tui", ["--output", "out"], "unrecognized arguments: --output"),
+        ("elite_tui", ["--repoo", "src"], "unrecognized arguments: --repoo (did you mean --repo?)"),
+        ("engine", ["--output", "out", "train", "--auto"], "--output (options of train follow it)"),
+        ("engine", ["--json", "trian"], "unknown command trian"),
+    ],
+)
+def test_the_value_of_an_unknown_option_is_not_called_a_command(program, words, expected):
+    done = engine(*words, program=program)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_app_answers_alike():
     done = engine("monitr", program="elite_tui")
     assert done.returncode == 2
