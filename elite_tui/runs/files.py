@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,7 @@ def read_plan(path: Path) -> PlannedRun | None:
     if data is None:
         return None
     promise = data.get("promise")
-    promise = promise if isinstance(promise, dict) else {}
-    average = number(promise, "step_seconds")
-    phases = promise.get("phases")
-    phases = phases if isinstance(phases, dict) else {}
+    average, phases = _promised(promise) if isinstance(promise, dict) else _scheduled(data.get("schedule"))
     return PlannedRun(
         # On average over the stages of a run whose windows grow.
         step_seconds=average or number(data, "step_seconds"),
@@ -70,3 +67,24 @@ def read_plan(path: Path) -> PlannedRun | None:
         note=text(data, "note"),
         phases={name: seconds for name in phases if (seconds := number(phases, name)) is not None and seconds >= 0},
     )
+
+
+def _promised(promise: Mapping[str, Any]) -> tuple[float | None, Mapping[str, Any]]:
+    """Returns the average seconds of an update, and those of each phase by name."""
+    phases = promise.get("phases")
+    return number(promise, "step_seconds"), phases if isinstance(phases, dict) else {}
+
+
+def _scheduled(schedule: object) -> tuple[float | None, Mapping[str, Any]]:
+    """Returns the same of a plan's schedule, which stands alone until the data are read."""
+    schedule = schedule if isinstance(schedule, dict) else {}
+    seconds = updates = 0.0
+    for stage in _objects(schedule.get("stages")):
+        seconds += number(stage, "seconds") or 0.0
+        updates += number(stage, "updates") or 0.0
+    phases = {text(part, "name"): part.get("seconds") for part in _objects(schedule.get("around"))}
+    return seconds / updates if seconds > 0 and updates > 0 else None, phases
+
+
+def _objects(items: object) -> Sequence[Mapping[str, Any]]:
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from elite_tui.runs.files import PlannedRun
+from elite_tui.runs.files import PlannedRun, read_plan
 from elite_tui.runs.open_runs import OpenRun
 from elite_tui.runs.panels import figures, progress_lines, projected_perplexity
 from elite_tui.runs.remaining import remaining
@@ -119,6 +120,24 @@ def test_a_phase_that_is_entered_twice_without_a_detail_has_no_part():
     at(104.0, PhaseChanged(phase="evaluation"), view=view)
     run = OpenRun(key="k", path=FOLDER, view=view, planned=None)
     assert progress_lines(run, 120, 106.0)[-1].plain.endswith("   6.0s so far")
+
+
+def test_until_the_data_are_read_the_stages_of_the_plan_tell_the_time(tmp_path):
+    """A step of the last stage takes 42 s, and most of the 50 updates less than one: the run is no 35 minutes."""
+    stages = [
+        {"context": 512, "updates": 42, "seconds": 32.0},
+        {"context": 4096, "updates": 4, "seconds": 52.0},
+        {"context": 8192, "updates": 4, "seconds": 168.0},
+    ]
+    around = [{"name": "starting", "seconds": 12.0}, {"name": "saving", "seconds": 3.0}]
+    schedule = {"updates": 50, "seconds": 267.0, "stages": stages, "around": around}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"context": 8192, "step_seconds": 42.0, "schedule": schedule}))
+    view = at(100.0, PhaseChanged(phase="starting"), replace(STARTED, total_steps=50))
+    assert remaining(view, read_plan(path), 100.0).seconds == pytest.approx(12 + 32 + 52 + 168 + 3)
+    for odd in ([], {"stages": 3, "around": "x"}, {"stages": [None, {"seconds": "x"}], "around": [{"name": 4}]}, None):
+        path.write_text(json.dumps({"step_seconds": 42.0, "schedule": odd}))
+        assert remaining(view, read_plan(path), 100.0).seconds == pytest.approx(50 * 42)
 
 
 def test_what_the_first_step_takes_besides_is_ahead_until_it_was_taken():
