@@ -147,8 +147,8 @@ def measured(case: dict, spec: Any, placement: Any, base: Any, link: float) -> d
 
     from engine.benchmarking import streaming
     from engine.config import LoraSection
-    from engine.plan.ledger_lines import stored_bytes
     from engine.plan.request import workload_of
+    from engine.plan.weight_lines import stored_bytes
 
     tiny = placement.device.type == "cpu"
     machine = simulated(case) if tiny else streaming_gpu.machine_of(case)

@@ -26,10 +26,10 @@ from engine.models.layer_input_table import look_up_on_host
 from engine.models.loading import load_model, open_weights
 from engine.models.mode import ModelMode
 from engine.models.placement import Placement, choose_placement
-from engine.plan.ledger_lines import NF4_BITS
 from engine.plan.request import streaming_refusal
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan, base_weights
+from engine.plan.weight_lines import NF4_BITS
 from engine.quantities import format_bytes
 from engine.runs.result_check import result_problem
 from engine.steps.failures import memory_errors

@@ -14,31 +14,24 @@ from typing import Literal
 from engine.models.loss_chunk import loss_chunk
 from engine.plan.activations import PeakCandidate, Phase
 from engine.plan.full_tuning import state_parts
+from engine.plan.home_lines import home_parts, slot_parts
 from engine.plan.homes import Grain
-from engine.plan.ledger_lines import (
-    ALLOCATOR_SLACK,
-    AT_HOME,
-    HEAP_RETENTION,
-    NOT_ALLOCATED,
-    TABLE_AT_HOME,
-    Line,
-    Place,
-    factor_parts,
-    fixed_parts,
-    home_parts,
-    in_words,
-    key_value_parts,
-    loading_part,
-    slot_parts,
-    unpacked_parts,
-    weight_parts,
-)
+from engine.plan.kv_lines import key_value_parts
+from engine.plan.ledger_lines import NOT_ALLOCATED, Line, Place, fixed_parts, in_words
 from engine.plan.recurrent import border_state_parts
 from engine.plan.sequence import exchange_lines
 from engine.plan.stream_plan import FORWARD_BLOCKS, BaseWeights, StreamPlan, in_4_bits
 from engine.plan.tile_peaks import tile_peaks
+from engine.plan.weight_lines import AT_HOME, TABLE_AT_HOME, factor_parts, loading_part, unpacked_parts, weight_parts
 from engine.plan.window_peaks import window_peaks
 from engine.plan.workload import Workload
+
+ALLOCATOR_SLACK = 0.04
+"Share of all allocations that the caching allocator loses to rounding and fragmentation. Estimate."
+HEAP_RETENTION = 1.0
+"""Share of activations and logits that the C library's heap keeps on a CPU, in freed blocks that later ones do not fit.
+A 135M model in windows of 1,024 kept 1.1 times as much after its first update, and took 5.16 GiB in 24 updates where
+3.39 GiB were counted without this."""
 
 
 @dataclass(frozen=True, kw_only=True)

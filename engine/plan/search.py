@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from engine.hardware.machine import Machine
+from engine.plan.home_lines import home_parts
 from engine.plan.homes import Grain, Homes, all_homes
-from engine.plan.ledger_lines import AT_HOME, LOADING, QUANTISING, READ_AHEAD, Line, Place, home_parts
+from engine.plan.ledger_lines import Line, Place
 from engine.plan.memory import (
     Ledger,
     bytes_of_any_tile,
@@ -25,6 +26,7 @@ from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import BaseWeights, Home, StreamPlan, in_4_bits, streams
 from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.transfers import moved_by, written_by
+from engine.plan.weight_lines import AT_HOME, LOADING, QUANTISING, READ_AHEAD
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 

@@ -19,13 +19,13 @@ from engine.plan.full_tuning import (
     update_seconds,
     way_home_seconds,
 )
-from engine.plan.ledger_lines import NF4_BITS
 from engine.plan.recurrent import recurrence_bytes
 from engine.plan.sequence import LINK_SHARE, exchange_bytes, repeated_flops
 from engine.plan.speeds import ATTENTION_BACKWARD, Speeds
 from engine.plan.step_passes import graphs_kept, keys_met, refilled, repeated_layers, tiles_of
 from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits
 from engine.plan.transfers import moved_by, paged_layers, table_rows
+from engine.plan.weight_lines import NF4_BITS
 from engine.plan.workload import Workload
 from engine.quantities import format_timing
 

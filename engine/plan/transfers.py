@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.plan.ledger_lines import Place, place_of, stored_bytes
+from engine.plan.ledger_lines import Place, place_of
 from engine.plan.speeds import Speeds
 from engine.plan.step_passes import (
     graphs_kept,
@@ -16,6 +16,7 @@ from engine.plan.step_passes import (
     tiles_of,
 )
 from engine.plan.stream_plan import StreamPlan
+from engine.plan.weight_lines import stored_bytes
 from engine.plan.window_ring import layers_of_ring
 from engine.plan.workload import Workload
 

@@ -19,13 +19,14 @@ from engine.hardware.machine import GIB
 from engine.models.catalogue import find_model
 from engine.models.spec import as_spec
 from engine.plan.full_tuning import STATE_TO_GO_BACK_TO
-from engine.plan.ledger_lines import CONTEXT, HOST_PROCESS, QUANTISING
+from engine.plan.ledger_lines import CONTEXT, HOST_PROCESS
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger
 from engine.plan.request import PlanRequest, workload_of
 from engine.plan.search import HEADROOM
 from engine.plan.speeds import attention_efficiency, speeds_of
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import UPDATE, streamed_time, whole_sequence_time
+from engine.plan.weight_lines import QUANTISING
 from engine.verify.observed_shape import observed_shape
 from tests.plan.machines import with_card
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from engine.config import TrainingSection
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
-from engine.plan.ledger_lines import ROTARY_CACHE
+from engine.plan.home_lines import ROTARY_CACHE
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger
 from engine.plan.planner import plan_context
 from engine.plan.request import PlanRequest

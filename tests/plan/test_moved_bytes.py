@@ -18,7 +18,7 @@ from engine.models.adapter import attach_adapter
 from engine.models.catalogue import find_model
 from engine.models.layer_input_table import HostRows, look_up_on_host
 from engine.models.spec import as_spec
-from engine.plan.ledger_lines import home_parts
+from engine.plan.home_lines import home_parts
 from engine.plan.speeds import Speeds
 from engine.plan.step_passes import keys_visited
 from engine.plan.stream_plan import StreamPlan

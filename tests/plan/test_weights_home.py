@@ -10,11 +10,11 @@ from engine.config import StreamSection, TrainingSection
 from engine.errors import EliteError
 from engine.errors.planning import StreamPlanError
 from engine.models.catalogue import find_model
-from engine.plan.ledger_lines import QUANTISING
 from engine.plan.memory import streamed_ledger, whole_sequence_ledger
 from engine.plan.planner import plan_context
 from engine.plan.request import PlanRequest, workload_of
 from engine.plan.stream_plan import StreamPlan
+from engine.plan.weight_lines import QUANTISING
 from tests.plan.machines import with_card
 
 QWEN = find_model("qwen3-32b")
