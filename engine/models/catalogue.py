@@ -27,8 +27,9 @@ from engine.models.families import (
     setting_refusals,
 )
 from engine.models.folder import check_quantisation
+from engine.models.layer_shapes import Linear
 from engine.models.proofs import Proof, find_proof
-from engine.models.spec import Linear, ModelSpec, as_spec
+from engine.models.spec import ModelSpec, as_spec
 from engine.models.wrappers import text_settings
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from engine.models.attended import AttendedShape, shared_out
+from engine.models.layer_shapes import LatentShape, LayerBytes, LayerKind, Linear, RecurrentShape, parameters_of
 
 EXPERTS = "experts"
 """Name, among the targets of an adapter, of the matrices of all experts."""
@@ -22,108 +23,6 @@ def rank_of_experts(rank: int, chosen: int, asked: int | None = None) -> int:
     A token then meets as much of the adapter in experts as in an MLP (Schulman, LoRA Without Regret, 2025).
     """
     return asked or max(1, rank // max(1, chosen))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linear:
-    """One linear layer of a decoder layer, by its name in the transformers module tree."""
-
-    name: str
-    inputs: int
-    outputs: int
-    bias: bool
-    adapted: bool = True
-    "Whether `all-linear` puts an adapter on it."
-
-    @property
-    def parameters(self) -> int:
-        """Weights and biases."""
-        return self.outputs * (self.inputs + self.bias)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerKind:
-    """Decoder layers of one build, as their modules hold them (engine.verify.observed_shape)."""
-
-    layers: int
-    "Number of layers of this build."
-    linears: tuple[Linear, ...]
-    others: int
-    "Parameters outside the linear layers and the experts: norms, routers, biases of gates."
-    matrices: int = 0
-    "Of these, parameters of matrices, such as routers."
-    experts: int = 0
-    "Parameters of experts held together, which are no linear layers."
-    chosen_experts: int = 0
-    "Of these, parameters that one token passes through."
-    experts_width: int = 0
-    "Inputs and outputs of the experts' matrices, summed: parameters of their adapters of rank 1; 0 where experts are "
-    "built otherwise than transformers' interface for them, which neither adapters nor 4-bit storage touch."
-    largest: int
-    "Elements of the largest parameter."
-
-    @property
-    def parameters(self) -> int:
-        """All parameters of one such layer."""
-        return _parameters(self.linears) + self.others + self.experts
-
-    @property
-    def packed(self) -> int:
-        """Parameters that 4-bit storage packs."""
-        return _parameters(self.linears) + (self.experts if self.experts_width else 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentShape:
-    """What layers store of a token in place of keys and values, which they expand when a tile reads them (MLA)."""
-
-    stored: int
-    "Numbers that are stored of a token."
-    rank: int
-    "Of these, numbers that are expanded; the others are the rotated part of every head's keys."
-    expanded: int
-    "Values of a token that the expansion's product gives, over all heads."
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerBytes:
-    """Bytes per token that a decoder layer holds beside its input, without the attention kernel's own.
-
-    Counted by engine.verify.observed_bytes with adapters of rank 1.
-    """
-
-    element: int
-    "Bytes of one activation."
-    forward: int
-    "Largest number in a forward pass without a graph."
-    forward_attention: int
-    "When attention is computed in that pass."
-    saved: int
-    "What stays between forward and backward pass, the layer's output and the attention's included."
-    backward: int
-    "Largest number in a forward pass with a graph and the backward pass after it."
-    backward_attention: int
-    "When the backward pass of attention begins, the gradient of its output included."
-    kernels: bool = False
-    "Whether kernels compute its recurrent layers (engine.models.recurrent_kernels)."
-    norms: bool = False
-    "Whether a kernel computes its RMSNorms (engine.models.fused)."
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecurrentShape:
-    """Recurrent layers of a decoder (Gated DeltaNet, Mamba2, short convolutions)."""
-
-    layers: int
-    "Layers with a recurrent mixer."
-    without_attention: int
-    "Layers that do not attend, with a recurrent mixer or without."
-    state_values: int
-    "Numbers of a layer's recurrent state, fp32."
-    conv_values: int
-    "Numbers of its convolution's last inputs."
-    channels: int
-    "Values per token that the convolution mixes."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +238,7 @@ class ModelSpec:
 
         Experts are not linear layers. transformers keeps those of a layer in two tensors.
         """
-        return max(self.built, key=lambda kind: _parameters(kind.linears)).linears
+        return max(self.built, key=lambda kind: parameters_of(kind.linears)).linears
 
     @cached_property
     def _attention_linears(self) -> tuple[Linear, ...]:
@@ -382,7 +281,7 @@ class ModelSpec:
     @cached_property
     def multiplied_parameters(self) -> int:
         """Active parameters of all decoder layers; of the experts, only those that a token passes through."""
-        return self._over_layers(lambda kind: _parameters(kind.linears) + kind.matrices + kind.chosen_experts)
+        return self._over_layers(lambda kind: parameters_of(kind.linears) + kind.matrices + kind.chosen_experts)
 
     @cached_property
     def adapted_width(self) -> int:
@@ -464,10 +363,6 @@ class ModelSpec:
         """
         fitting = [each for each in self.counted if each.element == element]
         return max(fitting, key=lambda each: (each.kernels == kernels, each.norms == norms), default=None)
-
-
-def _parameters(linears: Sequence[Linear]) -> int:
-    return sum(linear.parameters for linear in linears)
 
 
 _NAMES = {

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from engine.attention.scores_at_once import SCORES_AT_ONCE
-from engine.models.spec import LayerBytes, ModelSpec
+from engine.models.layer_shapes import LayerBytes
+from engine.models.spec import ModelSpec
 from engine.plan.activations import LOGIT_BYTES, Held, PeakCandidate, Phase, Widths
 from engine.plan.stream_plan import EMBEDDED_AT_ONCE
 from engine.plan.workload import Backend, Workload

@@ -25,10 +25,10 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 
 from engine.attention.rule import chunk_of
 from engine.models.fused import is_rms_norm
+from engine.models.layer_shapes import LayerBytes
 from engine.models.layers import decoder_layers
 from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
-from engine.models.spec import LayerBytes
 from engine.streaming.decoder import LAYER_INPUT, SHARED_KV
 from engine.streaming.linears import FrozenLinears
 from engine.verify.measure import LiveBytes

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from engine.models.layer_shapes import RecurrentShape
 from engine.models.layers import has_attention
 from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers
-from engine.models.spec import RecurrentShape
 from engine.streaming.mixer_cache import MixerCache
 
 _TOKENS = 64

@@ -18,11 +18,12 @@ from engine.models.attended import AttendedShape, Use
 from engine.models.expert_stacks import CHOSEN_EXPERTS, stacks_of
 from engine.models.families import setting_refusals
 from engine.models.layer_settings import largest_of_layers
+from engine.models.layer_shapes import LayerKind, Linear
 from engine.models.layers import decoder_layers, expert_weights
 from engine.models.lm_head import WholeHead, split_head
 from engine.models.rope import fixed_rope_context, rope_type
 from engine.models.shared_kv import kv_owners
-from engine.models.spec import LayerKind, Linear, as_spec
+from engine.models.spec import as_spec
 from engine.streaming.decoder import LAYER_INPUT
 from engine.streaming.latent_attention import latent_attention
 from engine.verify.observed_bytes import Attended, observed_bytes

@@ -14,8 +14,8 @@ from engine.hardware.machine import GIB
 from engine.hardware.target import target_machine
 from engine.models import families
 from engine.models.catalogue import find_model
+from engine.models.layer_shapes import RecurrentShape
 from engine.models.layers import decoder_layers
-from engine.models.spec import RecurrentShape
 from engine.plan.cluster import Cluster, cluster_plans
 from engine.plan.memory import streamed_ledger
 from engine.plan.planner import plan_context
