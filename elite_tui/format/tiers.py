@@ -15,8 +15,7 @@ from elite_tui.format.figures import (
     printable,
 )
 from elite_tui.format.layout import bar
-from engine.plan.tiers import LEAST_UPDATES
-from engine.quantities import counted
+from engine.plan.recommendation import HIGHEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from elite_tui.remote_data import RemoteData
     from elite_tui.wizard.plans import Plans
     from elite_tui.wizard.remedies import WaysToFit
-    from engine.plan.planner import TierPlan
+    from engine.plan.planner import TierPlan, TierTable
     from engine.plan.time import TimePart
 
 _TIME_BAR = 12
@@ -63,19 +62,16 @@ def title(plan: TierPlan) -> Content:
     return head
 
 
-def verdict(plan: TierPlan, epochs: object, *, recommended: bool) -> list[Content]:
-    """Formats whether a tier fits, with further notes."""
+def verdict(plan: TierPlan, table: TierTable) -> list[Content]:
+    """Formats why a tier is recommended or the ceiling, and whether it fits, with further notes."""
     lines = []
-    if recommended:
-        why = "the highest that fits and that the repository fills"
-        if plan.steps_per_epoch is not None:
-            passes = epochs if isinstance(epochs, (int, float)) else 1
-            updates = max(1, round(plan.steps_per_epoch * passes))
-            if updates < LEAST_UPDATES:
-                why = f"{counted(updates, 'update')}, and longer windows leave no more"
-            elif not plan.holds_repository:
-                why = f"the highest that fits and leaves {LEAST_UPDATES} updates"
-        lines.append(Content.styled(f"★ recommended for windows of one length: {why}", "$text-accent"))
+    if plan.tier is not None and plan.tier == table.recommended:
+        why = f"★ recommended for windows of one length: {printable(table.why)}"
+        lines.append(Content.styled(why, "$text-accent"))
+        if table.ceiling != plan.tier:
+            lines.append(Content.styled(f"▲ tier {table.ceiling} is {HIGHEST}", "$muted"))
+    elif plan.tier is not None and plan.tier == table.ceiling:
+        lines.append(Content.styled(f"▲ {HIGHEST}", "$muted"))
     if not plan.fits:
         lines.append(Content.assemble(("✗ does not fit: ", "$text-error"), plan.reason, (f"; {plan.remedy}", "$muted")))
     elif plan.reason:

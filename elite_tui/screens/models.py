@@ -144,7 +144,8 @@ class ModelsScreen(Watching, ModalScreen[str]):
         elif best is None:
             tier = Text("✓ slow", style=colours["warning"])
         else:
-            tier = Text(f"★ tier {best.tier}, {context_in_words(best.context)}", style=colours["accent"])
+            number = f"tier {best.tier}, " if best.tier else ""
+            tier = Text(f"★ {number}{context_in_words(best.context)}", style=colours["accent"])
         return {
             "model": Text(f"{mark} {spec.name}", style=style),
             "parameters": Text(parameters_in_words(spec.parameters), style=style, justify="right"),

@@ -176,11 +176,12 @@ class TiersScreen(WizardScreen):
         if plans is None:
             return Content.styled("planning for another machine …", "$muted")
         recommended = plans.table.recommended
-        best = f"recommended there: {summary(plans.table.row(recommended))}" if recommended else "no tier fits there"
+        best = plans.table.row(recommended) if recommended else plans.choice.plan if plans.choice else None
+        words = f"recommended there: {summary(best)}" if best else "no tier fits there"
         return Content.assemble(
             ("? what if  ", "$text-warning bold"),
             f"{machine_in_words(plans)}   ",
-            (best, "bold"),
+            (words, "bold"),
             ("   training uses this machine; x clears", "$muted"),
         )
 
@@ -196,7 +197,7 @@ class TiersScreen(WizardScreen):
             return
         plan = plans.table.tiers[row]
         epochs = self.state.draft.get("training.epochs")
-        words = verdict(plan, epochs, recommended=plan.tier == plans.table.recommended)
+        words = verdict(plan, plans.table)
         words.append(costs(plan, epochs, can_probe=plan.fits and bool(self.check_action("probe", ()))))
         words += probed(plan, self.state.probe, self.state.measuring)
         self.query_one("#title", TextBlock).update(title(plan))

@@ -90,9 +90,8 @@ class TierTable(Table[Text]):
     def _cells(self, plan: TierPlan, plans: Plans, chosen: int | None, width: int) -> dict[str, Text]:
         colours = self.app.theme_variables
         style = "" if plan.fits else colours["faint"]
-        mark = "★" if plan.tier == plans.table.recommended else "●" if plan.tier == chosen else " "
-        if plan.tier == chosen == plans.table.recommended:
-            mark = "★●"
+        known = {plans.table.ceiling: "▲", plans.table.recommended: "★"}
+        mark = known.get(plan.tier, "") + ("●" if plan.tier == chosen else "")
         fits = "✓" if plan.in_time else "✓ slow" if plan.fits else "✗ " + " ".join(short_places(plan, plans))
         colour = colours["success"] if plan.in_time else colours["warning" if plan.fits else "error"]
         marked = f"bold {colours['accent']}" if mark.strip() else style

@@ -47,6 +47,7 @@ class ModelOutlook:
 
     spec: ModelSpec
     recommended: TierPlan | None
+    "Windows below tier 1 where no tier is recommended."
     highest: TierPlan | None
     "The highest tier that fits, regardless of its duration."
 
@@ -64,16 +65,17 @@ def outlooks(
         EliteError: DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
     """
     from engine.plan.choice import request_of_run
-    from engine.plan.planner import tier_table
+    from engine.plan.planner import recommended_plan, tier_table
 
     found = []
     for spec in models:
-        table = tier_table(request_of_run(config, machine, spec, tokens))
+        planning = request_of_run(config, machine, spec, tokens)
+        table = tier_table(planning)
         fitting = [row for row in table.tiers if row.fits]
         found.append(
             ModelOutlook(
                 spec=spec,
-                recommended=table.row(table.recommended) if table.recommended is not None else None,
+                recommended=recommended_plan(planning, table)[0] if fitting else None,
                 highest=fitting[-1] if fitting else None,
             )
         )

@@ -20,7 +20,8 @@ from engine.hardware.machine import Machine
 from engine.hardware.target import target_machine
 from engine.models.catalogue import ModelSpec, catalogue, find_model
 from engine.plan.cluster import CARD_LINKS, NETWORKS, Cluster, StrategyPlan, card_link, cluster_plans, host_link
-from engine.plan.planner import TierPlan, TierTable, largest_context, tier_table
+from engine.plan.planner import TierPlan, TierTable, largest_context, recommended_plan, tier_table
+from engine.plan.recommendation import HIGHEST
 from engine.plan.request import PlanRequest
 from engine.plan.schedule import Addition, Schedule, make_schedule
 from engine.plan.search import HEADROOM, Budget
@@ -174,7 +175,7 @@ def _schedule(planning: PlanRequest, table: TierTable, args: argparse.Namespace)
     """Makes the schedule of a run with these options; None where its windows are all alike."""
     if args.hours is not None:
         return make_schedule(planning, args.hours, args.tier)
-    alike = args.tier is not None or planning.train_tokens is None or table.recommended is None
+    alike = args.tier is not None or planning.train_tokens is None or recommended_plan(planning, table)[0] is None
     return None if alike else make_schedule(planning, None)
 
 
@@ -193,8 +194,9 @@ def _cluster(args: argparse.Namespace, machine: Machine) -> Cluster | None:
 def _strategies(
     args: argparse.Namespace, planning: PlanRequest, cluster: Cluster, table: TierTable, tier: int | None
 ) -> list[StrategyPlan]:
-    """Plans the strategies of the tier in the options, else the one recommended on one GPU, else the lowest."""
-    context = table.row(tier or table.recommended or 1).context
+    """Plans the strategies of the tier in the options, else of the windows recommended on one GPU, else of tier 1."""
+    best = None if tier else recommended_plan(planning, table)[0]
+    context = best.context if best else table.row(tier or 1).context
     if args.windows is not None:
         training = structs.replace(planning.training, tokens_per_update=args.windows * context)
         planning = replace(planning, training=training)
@@ -215,6 +217,7 @@ def _repository_tokens(repositories: list[str]) -> int | None:
 def describe(planning: PlanRequest, table: TierTable, largest: TierPlan | None, *, asked: bool) -> dict[str, Any]:
     """Builds the document of `engine plan --json`. Bytes and seconds; null is unknown."""
     spec = planning.spec
+    best, why = recommended_plan(planning, table)
     document = {
         "hardware": _describe_machine(planning.machine),
         "model": {
@@ -228,6 +231,8 @@ def describe(planning: PlanRequest, table: TierTable, largest: TierPlan | None, 
         "repo_tokens": planning.repository_tokens,
         "learning_rate": planning.learning_rate,
         "recommended": table.recommended,
+        "recommended_context": best.context if best else None,
+        "recommended_because": why,
         "ceiling": table.ceiling,
         "tiers": [row.as_json() for row in table.tiers],
         "assumptions": _assumptions(planning.machine),
@@ -351,28 +356,24 @@ def _about_the_disk(row: TierPlan) -> str:
 
 
 def _verdict(planning: PlanRequest, table: TierTable) -> str:
-    if table.recommended is None:
+    row, why = recommended_plan(planning, table)
+    if row is None:
         return "No tier is recommended here. A smaller model, or `--hardware NAME`, shows what would change that."
-    row = table.row(table.recommended)
     where = "" if planning.repository_tokens is None else " where all windows are alike"
-    text = f"Recommended{where}: tier {row.tier}. `engine plan --tier {row.tier}` shows its sum."
+    which = (
+        f"tier {row.tier}, whose sum `--tier {row.tier}` shows" if row.tier else f"windows of {row.context:,} tokens"
+    )
+    text = f"Recommended{where}: {which}: {why}."
     if planning.repository_tokens is not None:
-        epoch = f"{counted(row.steps_per_epoch or 0, 'step')} an epoch"
         steps = row.steps_per_epoch or 1
         whole = whole_time(planning, row).around(steps * row.step_seconds, steps)
         text += (
-            f" The repository is about {planning.repository_tokens:,} tokens: {epoch}, {format_seconds(whole)} in all, "
-            "start, scoring and saving included."
+            f" The repository is about {planning.repository_tokens:,} tokens: {counted(steps, 'step')} an "
+            f"epoch, {format_seconds(whole)} in all, start, scoring and saving included."
         )
     if table.ceiling != table.recommended:
-        text += f" Tier {table.ceiling} is the highest that fits and the repository fills, with fewer updates."
-    return text + (_within_trained(planning, table) if row.warning else "")
-
-
-def _within_trained(planning: PlanRequest, table: TierTable) -> str:
-    known = [row.tier for row in table.tiers if row.in_time and not row.warning]
-    which = f"Tier {known[-1]} is the highest" if known else "No tier is"
-    return f" {which} within the {planning.spec.max_context:,} tokens that {planning.spec.name} was trained with."
+        text += f" `--tier max` takes tier {table.ceiling}, {HIGHEST}."
+    return text
 
 
 def print_schedule(schedule: Schedule) -> None:

@@ -15,13 +15,14 @@ from engine.hardware.rank_place import Ranks
 from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import least_of, share_of
-from engine.plan.planner import SMALL_CONTEXTS, TierPlan, plan_context, tier_table
+from engine.plan.planner import TierPlan, plan_context, recommended_plan, tier_table
+from engine.plan.recommendation import HIGHEST
 from engine.plan.request import PlanRequest, without_gpu
 from engine.plan.schedule import Schedule, given_stages, make_schedule
 from engine.plan.strategy import ranks_to_start
 from engine.plan.tiers import tier_of
 from engine.plan.whole_time import WholeTime, whole_time
-from engine.quantities import counted, format_context, format_seconds
+from engine.quantities import format_context, format_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,11 +222,14 @@ def _alike(planning: PlanRequest, row: TierPlan, note: str) -> Choice:
 
 def _best_context(planning: PlanRequest, *, highest: bool) -> Choice:
     table = tier_table(planning)
-    number = table.ceiling if highest else table.recommended
-    if number is not None:
-        row = table.row(number)
-        return _alike(planning, row, _why(planning, row, at_ceiling=number == table.ceiling))
-    return _small_context(planning)
+    if highest and table.ceiling is not None:
+        return _alike(planning, table.row(table.ceiling), _reasoned(table.row(table.ceiling), HIGHEST))
+    row, why = recommended_plan(planning, table)
+    if row is None:
+        lowest = table.tiers[0]
+        context = f"{lowest.context:,}"
+        raise TIER_DOES_NOT_FIT(tier=1, context=context, reason=lowest.reason, remedy=lowest.remedy)
+    return _alike(planning, row, _reasoned(row, why))
 
 
 def _asked_context(planning: PlanRequest, context: int) -> Choice:
@@ -243,29 +247,8 @@ def _asked_tier(planning: PlanRequest, number: int) -> Choice:
     return _alike(planning, row, f"tier {number}, as configured")
 
 
-def _small_context(planning: PlanRequest) -> Choice:
-    rows = [plan_context(planning, context) for context in SMALL_CONTEXTS]
-    fitting = [row for row in rows if row.fits]
-    if not fitting:
-        lowest = tier_of(1)
-        row = plan_context(planning, lowest.context, tier=1)
-        raise TIER_DOES_NOT_FIT(
-            tier=1, context=f"{lowest.context:,}", reason=row.reason or rows[0].reason, remedy=row.remedy
-        )
-    row = next((row for row in reversed(fitting) if row.in_time), fitting[0])
-    return _alike(planning, row, _why(planning, row, at_ceiling=False))
-
-
-def _why(planning: PlanRequest, row: TierPlan, *, at_ceiling: bool) -> str:
-    where = f"tier {row.tier}" if row.tier else f"context {row.context:,}"
-    takes = f"a step takes about {format_seconds(row.step_seconds)} (predicted)"
-    if at_ceiling and planning.on_gpu:
-        why = "the highest that fits and the repository fills"
-    elif planning.on_gpu:
-        epochs = planning.training.passes
-        passes = "an epoch" if epochs == 1 else f"{epochs:g} epochs"
-        updates = (row.steps_per_epoch or 0) * epochs
-        why = f"{counted(round(updates), 'update')} in {passes}; longer windows would leave fewer"
-    else:
-        why = "limited so that a window stays short without a GPU"
-    return f"{where}, {format_context(row.context)} tokens: {why}; {takes}"
+def _reasoned(row: TierPlan, why: str) -> str:
+    where = (
+        f"tier {row.tier}, {format_context(row.context)} tokens" if row.tier else f"windows of {row.context:,} tokens"
+    )
+    return f"{where}: {why}; a step takes about {format_seconds(row.step_seconds)} (predicted)"

@@ -17,6 +17,7 @@ from engine.models.families import refuse
 from engine.models.spec import ModelSpec
 from engine.plan.ledger_lines import Place
 from engine.plan.memory import Part
+from engine.plan.recommendation import beyond_trained, ceiling_of, recommend, recommend_short
 from engine.plan.request import (
     PlanRequest,
     streaming_refusal,
@@ -27,7 +28,7 @@ from engine.plan.search import HEADROOM, Budget, Candidate, fastest, search
 from engine.plan.step_layout import StepLayout
 from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import base_weights, in_4_bits, streams
-from engine.plan.tiers import LEAST_UPDATES, tiers
+from engine.plan.tiers import tiers
 from engine.plan.time import TimePart
 from engine.plan.transfers import weights_moved
 from engine.plan.workload import Workload
@@ -107,9 +108,11 @@ class TierTable:
     """Every tier for one model on one machine."""
 
     recommended: int | None
-    "Highest tier up to the ceiling with LEAST_UPDATES updates, else the lowest."
+    "Tier for windows that are all alike; see `engine.plan.recommendation`."
+    why: str
+    "Why no higher tier is recommended."
     ceiling: int | None
-    "Highest tier that fits within `patience` and is not above the smallest that holds the repository."
+    "Highest tier that fits within `patience` and is not above the smallest that holds the repository: `--tier max`."
     tiers: tuple[TierPlan, ...]
 
     def row(self, tier: int) -> TierPlan:
@@ -141,30 +144,19 @@ def tier_table(planning: PlanRequest) -> TierTable:
     rows = tuple(
         plan_context(planning, tier.context, tier=tier.number, sees=tier.sees, extreme=tier.extreme) for tier in tiers()
     )
-    return TierTable(recommended=_recommend(planning, rows), ceiling=_ceiling(rows), tiers=rows)
+    best, why = recommend(planning, rows)
+    return TierTable(recommended=best.tier if best else None, why=why, ceiling=ceiling_of(rows), tiers=rows)
 
 
-def _ceiling(rows: tuple[TierPlan, ...]) -> int | None:
-    best = None
-    for row in rows:
-        if row.in_time:
-            best = row.tier
-        if row.holds_repository:
-            break
-    return best
+def recommended_plan(planning: PlanRequest, table: TierTable) -> tuple[TierPlan | None, str]:
+    """Returns the plan of a run whose windows are all alike, and why they are no longer; None where nothing fits.
 
-
-def _recommend(planning: PlanRequest, rows: tuple[TierPlan, ...]) -> int | None:
-    """Returns the highest tier with LEAST_UPDATES updates in a run of windows that are all alike, else the lowest."""
-    ceiling = _ceiling(rows)
-    best = None
-    for row in rows:
-        updates = math.inf if row.steps_per_epoch is None else row.steps_per_epoch * planning.training.passes
-        if row.in_time and (best is None or updates >= LEAST_UPDATES):
-            best = row.tier
-        if row.tier == ceiling:
-            break
-    return best
+    It is that of the recommended tier; where none is, of shorter windows.
+    """
+    if table.recommended is not None:
+        return table.row(table.recommended), table.why
+    rows = [plan_context(planning, context) for context in SMALL_CONTEXTS]
+    return recommend_short(planning, rows, table.tiers[0])
 
 
 def plan_context(
@@ -234,7 +226,7 @@ def plan_context(
         layout=chosen.layout,
         parts=chosen.ledger.parts,
         time=chosen.time,
-        warning=_trained_context(planning.spec, context),
+        warning=beyond_trained(planning.spec, context),
         in_time=bool(in_time),
         weights_moved_bytes=_moved(planning, context, chosen.layout) * windows,
         written_bytes=turns * chosen.written_bytes,
@@ -263,21 +255,6 @@ def _diskless(chosen: Candidate, fitting: list[Candidate], turns: int) -> Diskle
 def _moved(planning: PlanRequest, context: int, layout: StepLayout) -> int:
     """Bytes of base weights that one window's step copies to the GPU."""
     return 0 if layout.stream is None else weights_moved(workload_of(planning, context), layout.stream)
-
-
-def _trained_context(spec: ModelSpec, context: int) -> str:
-    """Returns the warning of a context beyond the model's trained one (`max_position_embeddings`)."""
-    if context <= spec.max_context:
-        return ""
-    times = context / spec.max_context
-    return (
-        f"{spec.name} was trained on {spec.max_context:,} tokens, and {context:,} are {_in_words(times)} times that: "
-        "it has to learn new positions, which takes many updates"
-    )
-
-
-def _in_words(times: float) -> str:
-    return f"{times:.2g}" if times < 10 else f"{times:,.0f}"
 
 
 def _barred(planning: PlanRequest, context: int) -> str | None:

@@ -19,11 +19,12 @@ from msgspec import structs
 from engine.errors import EliteError
 from engine.errors.planning import CONTEXT_DOES_NOT_FIT, HOURS_TOO_FEW, TIER_DOES_NOT_FIT
 from engine.plan.planner import SMALL_CONTEXTS, TierPlan, TierTable, plan_context, tier_table
+from engine.plan.recommendation import within_trained
 from engine.plan.request import PlanRequest
 from engine.plan.step_layout import StepLayout
 from engine.plan.tiers import LEAST_UPDATES, tier_of, tiers
 from engine.plan.whole_time import WholeTime, whole_time
-from engine.quantities import format_context, format_seconds
+from engine.quantities import counted, format_context, format_seconds
 
 MOST_EPOCHS = 3.0
 "Passes over a repository, unless training.epochs is set: fine-tuning on code gains little from more, and forgets."
@@ -261,7 +262,7 @@ class _Scheduler:
         if isinstance(tier, int) or (tier == "max" and table.ceiling is not None):
             return self._to(table, tier if isinstance(tier, int) else table.ceiling or 1)
         tops = [row for row in table.tiers if row.fits and row.tier is not None and row.tier <= (table.ceiling or 0)]
-        for top in reversed([row for row in tops if row.context <= self._planning.spec.max_context]):
+        for top in reversed([row for row in tops if within_trained(self._planning.spec, row.context)]):
             stages, whole = self._grown(top, LONG_UPDATES)
             if stages:
                 return self._made(stages, whole, table)
@@ -355,7 +356,7 @@ class _Scheduler:
     def _bases(self, like: PlanRequest, longest: float) -> Iterator[TierPlan]:
         asked = self._planning.training.tokens_per_update
         known = sorted({*SMALL_CONTEXTS, *(tier.context for tier in tiers()[:2])})
-        contexts = [context for context in known if context <= self._planning.spec.max_context] or known[:1]
+        contexts = [context for context in known if within_trained(self._planning.spec, context)] or known[:1]
         for tokens in (asked,) if asked else _UPDATE_TOKENS:
             allowed = [context for context in contexts if context <= min(max(tokens, contexts[0]), longest)]
             rows = [self._row(like, tokens, context) for context in allowed or contexts[:1]]
@@ -391,15 +392,15 @@ class _Scheduler:
         if updates < LEAST_UPDATES:
             epochs = self._planning.training.epochs or MOST_EPOCHS
             note = (
-                f"{updates} updates, for {self._planning.train_tokens or 0:,.0f} tokens to train on hold no more of "
-                f"{_tokens_of(base):,} in {epochs:g} epochs; learning needs about {LEAST_UPDATES}"
+                f"{counted(updates, 'update')}, for {self._planning.train_tokens or 0:,.0f} tokens to train on hold "
+                f"no more of {_tokens_of(base):,} in {epochs:g} epochs; learning needs about {LEAST_UPDATES}"
             )
         additions = [
             Addition(
                 plan=row,
                 updates=LONG_UPDATES,
                 taken=row.context <= top.context,
-                beyond_trained=row.context > self._planning.spec.max_context,
+                beyond_trained=not within_trained(self._planning.spec, row.context),
             )
             for row in table.tiers
             if row.fits and row.context > base.context

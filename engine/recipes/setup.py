@@ -32,6 +32,7 @@ from engine.models.proofs import read_proof, write_proof
 from engine.plan.choice import Choice, choose_plan
 from engine.plan.cluster import least_of
 from engine.plan.optimizations import refuse_conflicts
+from engine.plan.recommendation import within_trained
 from engine.plan.step_layout import StepLayout
 from engine.protocol.events import LogLine, PhaseChanged, RecoveryTaken, RunStarted, WarningRaised
 from engine.training.checkpoints import CheckpointFolder, ReadOnlyCheckpoints, Retention, verify
@@ -172,7 +173,7 @@ def _newest_valid(checkpoints: CheckpointFolder) -> tuple[Resumption | None, lis
 
 def _warn_of_long_context(session: TrainingSession, spec: ModelSpec, context: int) -> None:
     """Warns of a context beyond the base model's, because positions that it never saw are untrained."""
-    if context > spec.max_context:
+    if not within_trained(spec, context):
         session.emit(
             WarningRaised(
                 code="context-past-trained-length",

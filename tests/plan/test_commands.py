@@ -26,7 +26,8 @@ def test_the_json_has_the_promised_shape(capsys):
     document = json.loads(out)
     assert status == 0
     assert {"hardware", "model", "repo_tokens", "recommended", "tiers"} <= document.keys()
-    assert document["recommended"] == 8
+    assert (document["recommended"], document["recommended_context"], document["ceiling"]) == (4, 32_768, 8)
+    assert "trained on 32K tokens" in document["recommended_because"]
     assert document["repo_tokens"] is None
     assert len(document["tiers"]) == 11
     for tier in document["tiers"]:
@@ -67,12 +68,14 @@ def test_what_is_beyond_the_trained_length_is_said_to_need_a_tier(capsys, monkey
     assert "tier 5 and above: qwen2.5-coder-1.5b was trained on 32,768 tokens" in out.partition("Schedule")[0]
 
 
-def test_a_recommended_tier_beyond_the_trained_length_is_not_without_a_word(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+def test_the_recommended_tier_ends_at_the_trained_length_and_the_highest_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     out = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "qwen2.5-coder-1.5b")[1]
-    assert "Tier 4 is the highest within the 32,768 tokens that qwen2.5-coder-1.5b was trained with." in out
+    assert "Recommended: tier 4, whose sum `--tier 4` shows: qwen2.5-coder-1.5b was trained on 32K tokens" in out
+    assert "`--tier max` takes tier 10, the highest that fits and the repository fills." in out
     out = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "phi-2")[1]
-    assert "No tier is within the 2,048 tokens that phi-2 was trained with." in out
+    assert "Recommended: windows of 2,048 tokens: phi-2 was trained on 2K tokens" in out
+    assert "`--tier max` takes tier" in out
 
 
 def test_a_tier_that_does_not_fit_ends_with_3(capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,23 +17,26 @@ from engine.hardware.cards import cards
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
 from engine.plan.choice import choose_context, choose_plan
-from engine.plan.planner import largest_context, plan_context, plan_tiers
+from engine.plan.planner import largest_context, plan_context, plan_tiers, recommended_plan, tier_table
 from engine.plan.request import PlanRequest
 from engine.plan.search import HEADROOM, Budget
 from engine.plan.tiers import tiers
 from tests.plan.machines import with_card, without_card
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 CODER = find_model("qwen2.5-coder-1.5b")
 DEMO = find_model("demo")
 
 
-@pytest.mark.parametrize(
-    ("card", "recommended"), [("rtx-2060-super", {8}), ("rtx-3060-12gb", {9}), ("rtx-4090", {10, 11})]
-)
-def test_anchors(card, recommended):
+@pytest.mark.parametrize(("card", "ceiling"), [("rtx-2060-super", {8}), ("rtx-3060-12gb", {9}), ("rtx-4090", {10, 11})])
+def test_anchors(card, ceiling):
     table = plan_tiers(with_card(card, ram=64), CODER)
-    assert table.recommended in recommended
-    row = table.row(table.recommended)
+    assert table.ceiling in ceiling
+    row = table.row(table.ceiling)
     assert row.fits
     assert row.step_seconds < 12 * 3600
 
@@ -117,6 +122,40 @@ def test_a_run_of_one_tier_is_recommended_one_with_enough_updates():
     assert table.row(table.recommended).steps_per_epoch >= 30
     assert table.row(table.recommended + 1).steps_per_epoch < 30
     assert plan_tiers(with_card("rtx-3060-12gb"), CODER, repository_tokens=20_000).recommended == 1
+
+
+def trained_lengths():
+    """The trained length of every model of the catalogue, read from its file."""
+    with Path("assets/models.toml").open("rb") as file:
+        return {name: entry["max_context"] for name, entry in tomllib.load(file).items() if "max_context" in entry}
+
+
+@pytest.mark.parametrize("model", ["phi-2", "demo", "qwen2.5-coder-1.5b", "qwen2.5-coder-7b", "starcoder2-3b"])
+def test_no_run_goes_beyond_the_trained_length_unless_a_tier_or_context_is_named(model):
+    spec, trained = find_model(model), trained_lengths()[model]
+    for machine in (with_card("rtx-4090", ram=64), without_card(ram=64)):
+        table = plan_tiers(machine, spec)
+        assert table.recommended is None or table.row(table.recommended).context <= trained
+        highest = [row.tier for row in table.tiers if row.context <= trained and row.in_time]
+        assert table.recommended == (highest[-1] if highest else None)
+        assert table.ceiling == max((row.tier for row in table.tiers if row.in_time), default=None)
+        for training, tokens in (({"objective": "dpo"}, 3_000_000), ({"curriculum": True}, 90_000), ({}, None)):
+            choice = choose_plan(run_config(training=training), machine, spec, tokens)
+            assert choice.context <= trained
+            assert not choice.plan.warning
+    asked = choose_plan(run_config(training={"tier": "max"}), with_card("rtx-4090", ram=64), spec, None)
+    assert bool(asked.plan.warning) == (asked.context > trained)
+
+
+def test_a_model_of_short_windows_gets_them_and_the_reason():
+    """Tier 1 is twice what phi-2 was trained with."""
+    planning = PlanRequest.of(with_card("rtx-4090"), find_model("phi-2"))
+    table = tier_table(planning)
+    row, why = recommended_plan(planning, table)
+    assert (table.recommended, row.tier, row.context) == (None, None, 2048)
+    assert "trained on 2K tokens" in why
+    assert table.ceiling > 1
+    assert "trained on 2K" in choose_plan(run_config(), with_card("rtx-4090"), find_model("phi-2"), None).note
 
 
 @pytest.mark.parametrize(("model", "warned"), [("phi-2", 1), ("qwen2.5-coder-1.5b", 5)])

@@ -382,18 +382,22 @@ def machine_with_little_ram():
 @pytest.mark.parametrize(
     ("tokens", "epochs", "said"),
     [
-        (521_904, None, "leaves 30 updates"),
-        (40_000, None, "5 updates, and longer windows leave no more"),
-        (40_000, 10.0, "leaves 30 updates"),
-        (3_000, None, "1 update, and longer"),
+        (521_904, None, "58 updates in an epoch; longer windows would leave fewer than 30"),
+        (40_000, None, "5 updates in an epoch, and longer windows would leave no more"),
+        (40_000, 10.0, "updates in 10 epochs; longer windows would leave fewer than 30"),
+        (3_000, None, "the highest that fits and the repository fills"),
+        (None, None, "trained on 32K tokens"),
     ],
 )
 def test_why_a_tier_is_recommended(tokens, epochs, said):
     training = {} if epochs is None else {"epochs": epochs}
     run = config.from_mapping({"model": {"name": "qwen2.5-coder-1.5b"}, "training": training})
     table = tier_table(request_of_run(run, gpu_machine(), catalogue()["qwen2.5-coder-1.5b"], tokens))
-    (why,) = verdict(table.row(table.recommended), epochs, recommended=True)
-    assert said in str(why)
+    why, *highest = map(str, verdict(table.row(table.recommended), table))
+    assert said in why
+    higher = table.ceiling != table.recommended
+    assert highest == ([f"▲ tier {table.ceiling} is the highest that fits and the repository fills"] if higher else [])
+    assert "the highest that fits" in str(verdict(table.row(table.ceiling), table)[0])
 
 
 def test_every_way_that_is_named_does_make_it_fit():

@@ -1,0 +1,121 @@
+"""How long the windows of a run are that asks for no length: at most as long as those that the model was trained with.
+
+In equal time, windows of up to four times the trained length gave models that were 5% worse on held-out windows of the
+trained length (docs/experiments.md). Schedules, the recommended tier and runs of equal windows therefore end there.
+Longer windows are for a tier or a context that is asked for; `--tier max` asks for the ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from engine.models.spec import ModelSpec
+from engine.plan.tiers import LEAST_UPDATES
+from engine.quantities import counted, format_context, format_seconds
+
+if TYPE_CHECKING:
+    from engine.plan.planner import TierPlan
+    from engine.plan.request import PlanRequest
+
+HIGHEST = "the highest that fits and the repository fills"
+
+
+def within_trained(spec: ModelSpec, context: int) -> bool:
+    """Whether the model was trained with windows of `context` tokens (`max_position_embeddings`)."""
+    return context <= spec.max_context
+
+
+def beyond_trained(spec: ModelSpec, context: int) -> str:
+    """Returns the warning of a context beyond the trained one; empty within it."""
+    if within_trained(spec, context):
+        return ""
+    times = context / spec.max_context
+    words = f"{times:.2g}" if times < 10 else f"{times:,.0f}"
+    return (
+        f"{spec.name} was trained on {spec.max_context:,} tokens, and {context:,} are {words} times that: "
+        "it has to learn new positions, which takes many updates"
+    )
+
+
+def ceiling_of(rows: Sequence[TierPlan]) -> int | None:
+    """Returns the highest tier that fits within `patience` and is not above the smallest that holds the repository."""
+    best = None
+    for row in rows:
+        if row.in_time:
+            best = row.tier
+        if row.holds_repository:
+            break
+    return best
+
+
+def recommend(planning: PlanRequest, rows: Sequence[TierPlan]) -> tuple[TierPlan | None, str]:
+    """Chooses the tier of a run whose windows are all alike.
+
+    Returns:
+        The highest up to the ceiling and the trained length with LEAST_UPDATES updates, else the lowest, None where
+        there is none; and why no higher one.
+    """
+    ceiling = ceiling_of(rows) or 0
+    fitting = [row for row in rows if row.in_time and (row.tier or 0) <= ceiling]
+    trained = [row for row in fitting if within_trained(planning.spec, row.context)]
+    if not trained:
+        return None, _trained_length(planning.spec) if fitting else ""
+    enough = [row for row in trained if row.steps_per_epoch is None or _updates(planning, row) >= LEAST_UPDATES]
+    best = enough[-1] if enough else trained[0]
+    if best is fitting[-1]:
+        return best, _why_the_ceiling(planning, best)
+    if best is trained[-1]:
+        return best, _trained_length(planning.spec)
+    passes = planning.training.passes
+    count = counted(_updates(planning, best), "update")
+    updates = f"{count} in {'an epoch' if passes == 1 else f'{passes:g} epochs'}"
+    if best in enough:
+        return best, f"{updates}; longer windows would leave fewer than {LEAST_UPDATES}"
+    return best, f"{updates}, and longer windows would leave no more"
+
+
+def recommend_short(planning: PlanRequest, rows: Sequence[TierPlan], lowest: TierPlan) -> tuple[TierPlan | None, str]:
+    """Chooses among contexts below tier 1, for a machine or a model that it is too much for.
+
+    Args:
+        planning: The request that the rows were planned for.
+        rows: Those contexts, ascending.
+        lowest: Tier 1.
+
+    Returns:
+        The longest whose windows take no longer than `patience`, else the shortest that fits, None where none fits;
+        and why no longer one.
+    """
+    fitting = [row for row in rows if row.fits]
+    if not fitting:
+        return None, ""
+    trained = [row for row in fitting if within_trained(planning.spec, row.context)]
+    in_time = [row for row in trained if row.in_time]
+    if not in_time:
+        return fitting[0], f"the shortest, though a window takes longer than {format_seconds(planning.patience)}"
+    best = in_time[-1]
+    if lowest.in_time or (len(fitting) > len(trained) and best in trained[-1:]):
+        return best, _trained_length(planning.spec)
+    if best is fitting[-1] and not lowest.fits:
+        return best, "the longest that fits"
+    return best, _in_time(planning)
+
+
+def _updates(planning: PlanRequest, row: TierPlan) -> int:
+    return max(1, round((row.steps_per_epoch or 1) * planning.training.passes))
+
+
+def _why_the_ceiling(planning: PlanRequest, row: TierPlan) -> str:
+    if not planning.on_gpu and not row.holds_repository:
+        return _in_time(planning)
+    return HIGHEST
+
+
+def _trained_length(spec: ModelSpec) -> str:
+    return f"{spec.name} was trained on {format_context(spec.max_context)} tokens, and longer windows made models worse"
+
+
+def _in_time(planning: PlanRequest) -> str:
+    where = "" if planning.on_gpu else " without a GPU"
+    return f"limited so that a window takes up to {format_seconds(planning.patience)}{where}"
