@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 UPDATES = "updates"
 "Name of all updates of a run, among the parts of its promise."
+_Span = tuple[float, float]
+"Start and end, in seconds since the epoch."
 _ORDER = tuple(
     part for phase in PHASES for part in ((UPDATES, SCORING, CHECKPOINTS) if phase == "training" else (phase,))
 )
@@ -43,14 +45,16 @@ class Timeline:
     "Seconds of each phase that has ended."
     steps: dict[int, float]
     "Seconds of each update, by its number."
+    updates: float = 0.0
+    "Seconds of all updates."
     scores: tuple[float, ...] = ()
     "Seconds of each scoring between updates."
     checkpoints: tuple[float, ...] = ()
-    "Seconds of each checkpoint."
+    "Seconds that each checkpoint took outside phases, updates and scorings: it is written while they run."
 
 
 def read_timeline(events: Iterable[Envelope], until: float | None = None) -> Timeline | None:
-    """Reads the times of a run.
+    """Reads the times of a run; those of its parts do not overlap.
 
     None for a resumed one, whose attempts do not add up to a promise, and where the clock was set back meanwhile.
 
@@ -58,8 +62,7 @@ def read_timeline(events: Iterable[Envelope], until: float | None = None) -> Tim
         events: Its journal.
         until: Time at which its last phase ends, in seconds since the epoch; None for that of its last event.
     """
-    scores: list[float] = []
-    checkpoints: list[float] = []
+    spans: dict[str, list[_Span]] = defaultdict(list)
     first = last = began = None
     phase = "starting"
     phases: dict[str, float] = defaultdict(float)
@@ -77,25 +80,51 @@ def read_timeline(events: Iterable[Envelope], until: float | None = None) -> Tim
             assert began is not None
             if event.phase != phase:
                 phases[phase] += envelope.time - began
+                spans[phase].append((began, envelope.time))
                 phase, began = event.phase, envelope.time
         elif isinstance(event, StepCompleted):
             steps[event.step] = event.seconds
+            spans[UPDATES].append((envelope.time - event.seconds, envelope.time))
         elif isinstance(event, EvalCompleted) and phase == "training":
-            scores.append(event.seconds)
+            spans[SCORING].append((envelope.time - event.seconds, envelope.time))
         elif isinstance(event, CheckpointSaved):
-            checkpoints.append(event.seconds)
+            spans[CHECKPOINTS].append((envelope.time - event.seconds, envelope.time))
     if starts != 1 or first is None or last is None or began is None:
         return None
     if until is not None and phase != "finished":
         last = max(last, until)
         phases[phase] += last - began
+        spans[phase].append((began, last))
+    spans.pop("training", None)  # what is left of it are the updates and what happens between them
+    free = [(first, last)]
+    own: dict[str, list[float]] = {}
+    between = (UPDATES, SCORING, CHECKPOINTS)
+    for name in (*(name for name in spans if name not in between), *between):
+        own[name] = [_claim(free, span) for span in spans.get(name, ())]
     return Timeline(
         seconds=last - first,
         phases=dict(phases),
         steps=steps,
-        scores=tuple(scores),
-        checkpoints=tuple(checkpoints),
+        updates=sum(own[UPDATES]),
+        scores=tuple(own[SCORING]),
+        checkpoints=tuple(own[CHECKPOINTS]),
     )
+
+
+def _claim(free: list[_Span], span: _Span) -> float:
+    """Takes the span out of the time that is free, and returns the seconds of it that were."""
+    start, end = span
+    claimed = 0.0
+    left: list[_Span] = []
+    for low, high in free:
+        inside = max(low, start), min(high, end)
+        if inside[0] >= inside[1]:
+            left.append((low, high))
+            continue
+        claimed += inside[1] - inside[0]
+        left += [(a, b) for a, b in ((low, inside[0]), (inside[1], high)) if a < b]
+    free[:] = left
+    return claimed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +199,7 @@ class Comparison:
         }
         measured = dict(timeline.phases)
         for name, taken in (
-            (UPDATES, timeline.steps.values()),
+            (UPDATES, [timeline.updates] if timeline.steps else []),
             (SCORING, timeline.scores),
             (CHECKPOINTS, timeline.checkpoints),
         ):

@@ -55,6 +55,7 @@ def journal(choice, slower, first=40.0):
         if number == 4:
             now += 3.0
             events.append((now, EvalCompleted(step=4, loss=1.8, perplexity=6.0, tokens=9, seconds=3.0)))
+            now += 0.5
             events.append((now, CheckpointSaved(step=4, path="c", bytes=1, seconds=0.5)))
         if number == 6:
             events.append((now, PhaseChanged(phase="training", detail="stage 2 of 2")))
@@ -77,9 +78,24 @@ def test_the_times_of_phases_and_of_the_whole_run_are_read_from_the_journal():
     assert timeline.phases["data"] == pytest.approx(7)
     assert timeline.phases["saving"] == pytest.approx(2)
     # Both stages are one phase.
-    assert timeline.phases["training"] == pytest.approx(2 * choice.schedule.step_seconds + 40 + 3)
-    assert (timeline.scores, timeline.checkpoints) == ((3.0,), (0.5,))
+    assert timeline.phases["training"] == pytest.approx(2 * choice.schedule.step_seconds + 40 + 3.5)
+    assert (timeline.scores, timeline.checkpoints) == (pytest.approx((3.0,)), pytest.approx((0.5,)))
+    assert timeline.updates == pytest.approx(sum(timeline.steps.values()))
     assert timeline.seconds == pytest.approx(sum(timeline.phases.values()))
+
+
+@pytest.mark.parametrize(("seconds", "late", "own"), [(6.0, 4.0, 2.0), (6.0, 6.0, 0.0), (6.0, 0.0, 6.0)])
+def test_a_checkpoint_counts_only_where_nothing_else_runs(seconds, late, own):
+    """It begins between two updates of 10 seconds, or `late` of its seconds are those of the second one."""
+    events = [(0.0, RunStarted(model="m", context=1, total_steps=2)), (0.0, PhaseChanged(phase="training"))]
+    begin = 10.0 + seconds - late
+    events += [(10.0, step(1, 10.0)), (10.0 + seconds, CheckpointSaved(step=1, path="c", bytes=1, seconds=seconds))]
+    events += [(begin + 10.0, step(2, 10.0)), (begin + 10.0, PhaseChanged(phase="finished"))]
+    events.sort(key=lambda pair: pair[0])
+    timeline = read_timeline([Envelope(run="r", seq=n, time=1e9 + t, event=e) for n, (t, e) in enumerate(events)])
+    assert timeline.updates == pytest.approx(20.0)
+    assert sum(timeline.checkpoints) == pytest.approx(own, abs=1e-5)
+    assert timeline.updates + sum(timeline.checkpoints) == pytest.approx(timeline.seconds)
 
 
 def test_a_resumed_run_is_no_measure_of_a_promise():

@@ -60,12 +60,23 @@ def taken(folder):
     training = next(n for n, line in enumerate(lines) if line.get("phase") == "training")
     evaluation = next(n for n, line in enumerate(lines) if line.get("phase") == "evaluation")
 
-    def seconds(kind, among):
-        return sum(line["seconds"] for line in among if line["kind"] == kind)
+    def spans(kind, among):
+        return [(line["time"] - line["seconds"], line["time"]) for line in among if line["kind"] == kind]
 
-    parts["updates"] = seconds("StepCompleted", lines)
-    parts["scoring"] = seconds("EvalCompleted", lines[training:evaluation])
-    parts["checkpoints"] = seconds("CheckpointSaved", lines)
+    busy = {
+        "phases": [(a["time"], b["time"]) for a, b in pairwise(borders) if a["phase"] != "training"],
+        "updates": spans("StepCompleted", lines),
+        "scoring": spans("EvalCompleted", lines[training:evaluation]),
+        "checkpoints": spans("CheckpointSaved", lines),
+    }
+    # Each instant is of the first of them that it lies in.
+    ends = sorted({end for each in busy.values() for span in each for end in span})
+    parts |= dict.fromkeys(BETWEEN, 0.0)
+    for start, end in pairwise(ends):
+        instant = (start + end) / 2
+        owner = next((name for name, each in busy.items() if any(a <= instant < b for a, b in each)), None)
+        if owner in BETWEEN:
+            parts[owner] += end - start
     return parts
 
 
@@ -93,6 +104,18 @@ def test_every_promised_part_is_compared_and_the_next_promise_learns_from_it(tra
         assert predicted == pytest.approx(promised, rel=0.01, abs=1e-3)
         # The report is written before saving has ended, and is a part of it.
         assert took == pytest.approx(measured[name], rel=0.02, abs=0.3 if name == "saving" else 0.02)
+    # They add up to no more than the run, though checkpoints are written while it trains and saves.
+    lines = lines_of(first)
+    written = [line for line in lines if line["kind"] == "CheckpointSaved"]
+    assert any(
+        step["time"] - step["seconds"] < line["time"] and step["time"] > line["time"] - line["seconds"]
+        for line in written
+        for step in lines
+        if step["kind"] in ("StepCompleted", "EvalCompleted", "PhaseChanged") and "seconds" in step
+    )
+    assert measured["checkpoints"] < sum(line["seconds"] for line in written)
+    parts = sum(measured[name] for name in (*PHASES, *BETWEEN))
+    assert parts <= lines[-1]["time"] - lines[0]["time"] + 1e-3
     # A checkpoint after each of two scorings, and one at the end.
     assert sum(line["kind"] == "CheckpointSaved" for line in lines_of(first)) == 3
     # The promise of the whole run is the sum of its parts, and the parts are nearly all of the run.
