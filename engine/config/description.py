@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 
 PathText = str
-Positive = Annotated[int, Meta(ge=1)]
+MOST_TOKENS = 2**27
+"Tokens of the longest window that a configuration may name: 32 of the highest tier."
+MOST_HELD_OUT = 2**40
+"Tokens and bytes that a limit may allow: more than any repository has."
+MOST_COUNTED = 1_000_000
+"Steps, times or files that a configuration may count."
 
 
 def option(flag: str) -> dict[str, str]:
@@ -106,7 +111,10 @@ def _in_words(kind: Any, bounds: Meta) -> str:
         return "one of " + ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is list:
         (item,) = get_args(kind)
-        return f"a list of {', '.join(get_args(item))}" if get_origin(item) is Literal else "a list of texts"
+        if get_origin(item) is Literal:
+            return f"a list of {', '.join(get_args(item))}"
+        form = (get_args(item)[1].extra or {}).get("allowed") if get_origin(item) is Annotated else None
+        return f"a list of {form or 'texts'}"
     if kind is str and bounds.pattern:
         return str((bounds.extra or {})["allowed"])
     limits = [(bounds.gt, "above"), (bounds.ge, "at least"), (bounds.lt, "below"), (bounds.le, "at most")]

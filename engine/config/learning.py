@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from engine.config.description import PathText, Positive, option
+from engine.config.description import MOST_COUNTED, MOST_HELD_OUT, PathText, option, words
 
 
 class ModelSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class ModelSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True
         ),
     ] = "auto"
     kv_heads: Annotated[
-        Positive | None,
+        Annotated[int, Meta(ge=1, le=4096)] | None,
         Meta(
             description="Key and value heads after pooling groups of them into their mean, for a model that has one "
             "for each query head. Approximate: training has to win it back. Unset: the model's own."
@@ -66,7 +66,12 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Meta(gt=0.0, lt=0.5, description="Share of the files kept out of training, to measure the change on."),
     ] = 0.1
     max_file_bytes: Annotated[
-        int, Meta(ge=1, description="Files larger than this, in bytes, are left out: they are mostly data.")
+        int,
+        Meta(
+            ge=1,
+            le=MOST_HELD_OUT,
+            description="Files larger than this, in bytes, are left out: they are mostly data.",
+        ),
     ] = 1_000_000
     secrets: Annotated[
         Literal["mask", "skip", "keep"],
@@ -121,7 +126,7 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         Meta(description="File kinds to include despite the default filters."),
     ] = field(default_factory=list)
     extensions: Annotated[
-        list[Annotated[str, Meta(pattern="^[^=/]+=[^=]+$")]],
+        list[Annotated[str, Meta(pattern="^[^=/]+=[^=]+$", extra=words("ENDING=LANGUAGE"))]],
         Meta(
             description="Endings or names of files with their languages, such as inc=PHP or Tiltfile=Starlark. They go "
             "before what is known of names."
@@ -160,7 +165,7 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         ),
     ] = field(default_factory=list)
     mixture: Annotated[
-        list[Annotated[str, Meta(pattern="^.+=[^=]+$")]],
+        list[Annotated[str, Meta(pattern="^.+=[^=]+$", extra=words("SOURCE=SHARE"))]],
         Meta(
             description="Shares of the tokens that a run trains on, for each source: code (all repositories) or a "
             "repository, history, datasets (all of them) or a data set, by path or name, such as "
@@ -175,7 +180,7 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         ),
     ] = ""
     fields: Annotated[
-        list[Annotated[str, Meta(pattern="^[^=]+=[^=]+$")]],
+        list[Annotated[str, Meta(pattern="^[^=]+=[^=]+$", extra=words("NAME=FIELD"))]],
         Meta(
             description="Names of fields in rows of conversations where they are others than usual, such as "
             "messages=dialog, role=speaker or content=utterance."
@@ -206,7 +211,12 @@ class DataSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
         ),
     ] = "refuse"
     stores_kept: Annotated[
-        int, Meta(ge=1, description="Token stores kept for the next time; those used longest ago are removed.")
+        int,
+        Meta(
+            ge=1,
+            le=MOST_COUNTED,
+            description="Token stores kept for the next time; those used longest ago are removed.",
+        ),
     ] = 8
 
 
@@ -214,7 +224,9 @@ class LoraSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
     """The low-rank adapter (LoRA, arXiv 2106.09685)."""
 
     rank: Annotated[int, Meta(ge=1, le=1024, description="Rank of the update matrices.")] = 16
-    alpha: Annotated[float, Meta(gt=0, description="Scale: the update is multiplied by alpha / rank.")] = 32.0
+    alpha: Annotated[
+        float, Meta(gt=0, le=MOST_COUNTED, description="Scale: the update is multiplied by alpha / rank.")
+    ] = 32.0
     dropout: Annotated[
         float,
         Meta(ge=0.0, lt=1.0, description="Dropout on the adapter's input while training."),

@@ -25,6 +25,8 @@ _CONVERTING = threading.Lock()
 _MOST_BYTES = 1 << 20
 "Of a configuration."
 _FIRST_BYTE_S = 5.0
+_LONGEST_NUMBER = 1000
+"Characters of a whole number; Python reads no more than 4,300 digits."
 
 
 def from_mapping(data: Any, source: str = "configuration") -> RunConfig:
@@ -71,6 +73,8 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """See SafeLoader, whose constructors raise whatever they meet for `!!bool maybe` and `!!int ''`."""
         try:
+            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _LONGEST_NUMBER:
+                return str(node.value)  # text, which is no number of any field
             return super().construct_object(node, deep)
         except (ValueError, AttributeError, LookupError) as error:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from engine.config.description import FieldSpec
+from engine.config.description import MOST_COUNTED, MOST_TOKENS, FieldSpec
 from engine.config.run import RunConfig, field_spec
 
 SECRET_FIELDS = frozenset({"notify.webhook"})
@@ -128,6 +128,18 @@ def _find_conflicts(data: dict[str, Any]) -> list[Problem]:
 def _find_stage_conflicts(training: dict[str, Any]) -> Iterator[Problem]:
     """Finds settings that a schedule of several window lengths excludes."""
     stages, hours = training.get("stages") or [], training.get("hours")
+    limits = (MOST_TOKENS, MOST_COUNTED)
+    # Digits are counted first: Python refuses to read many thousands of them.
+    high = [
+        text for text in stages if any(len(n) > 9 or int(n) > m for n, m in zip(text.split(":"), limits, strict=True))
+    ]
+    if high:
+        yield Problem(
+            field="training.stages",
+            problem=f"{high[0][:40]} is above {MOST_TOKENS:,} tokens or {MOST_COUNTED:,} updates",
+            remedy="write CONTEXT:UPDATES with smaller numbers, as in 8192:40",
+        )
+        return
     contexts = [int(text.partition(":")[0]) for text in stages]
     rising = all(later > earlier for earlier, later in itertools.pairwise(contexts))
     if not rising or min(contexts, default=SHORTEST_WINDOW) < SHORTEST_WINDOW:

@@ -6,22 +6,29 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from engine.config.description import PathText, option, words
+from engine.config.description import MOST_COUNTED, MOST_HELD_OUT, PathText, option, words
 
 
 class CheckpointSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """When checkpoints are saved."""
 
     every_minutes: Annotated[
-        float, Meta(gt=0, description="A checkpoint at the first step's end after this many minutes.")
+        float, Meta(gt=0, le=MOST_COUNTED, description="A checkpoint at the first step's end after this many minutes.")
     ] = 10.0
-    keep: Annotated[int, Meta(ge=1, description="Newest checkpoints kept; older ones are deleted.")] = 2
+    keep: Annotated[
+        int, Meta(ge=1, le=MOST_COUNTED, description="Newest checkpoints kept; older ones are deleted.")
+    ] = 2
     keep_best: Annotated[
         bool,
         Meta(description="Also keep the checkpoint with the lowest held-out loss (see training.evaluate_every)."),
     ] = True
     keep_every_hours: Annotated[
-        float, Meta(ge=0, description="Also keep one checkpoint for every so many hours; 0 keeps none for its age.")
+        float,
+        Meta(
+            ge=0,
+            le=MOST_COUNTED,
+            description="Also keep one checkpoint for every so many hours; 0 keeps none for its age.",
+        ),
     ] = 24.0
 
 
@@ -37,7 +44,9 @@ class RecoverySection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
     ] = True
     rollbacks: Annotated[
         int,
-        Meta(ge=0, description="Times that a run may go back and skip data after a loss that broke out."),
+        Meta(
+            ge=0, le=MOST_COUNTED, description="Times that a run may go back and skip data after a loss that broke out."
+        ),
     ] = 3
     rate_factor: Annotated[
         float, Meta(gt=0, le=1, description="The learning rate is multiplied by this each time a run goes back.")
@@ -46,6 +55,7 @@ class RecoverySection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         float,
         Meta(
             ge=0,
+            le=MOST_COUNTED,
             description="A loss this many robust deviations above the median of the latest ones is a spike; "
             "0 looks for none.",
         ),
@@ -82,7 +92,10 @@ class EvaluationSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only
         Meta(description="Also at the end of a training run that completes, for its report and the result screen."),
     ] = False
     tokens: Annotated[
-        int, Meta(ge=64, description="Held-out tokens whose loss is compared at most, base and tuned each.")
+        int,
+        Meta(
+            ge=64, le=MOST_HELD_OUT, description="Held-out tokens whose loss is compared at most, base and tuned each."
+        ),
     ] = 262_144
     functions: Annotated[
         int,
@@ -139,7 +152,11 @@ class NotifySection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
     ] = True
     stalled_minutes: Annotated[
         float,
-        Meta(ge=0, description="A run that shows no sign of work for so long counts as stalled; 0 never does."),
+        Meta(
+            ge=0,
+            le=MOST_COUNTED,
+            description="A run that shows no sign of work for so long counts as stalled; 0 never does.",
+        ),
     ] = 15.0
 
 
@@ -184,7 +201,7 @@ class DistributedSection(Struct, forbid_unknown_fields=True, frozen=True, kw_onl
         float, Meta(gt=0, le=525_600, description="A rank that waits so long for the tensors of another ends the run.")
     ] = 10.0
     silent_seconds: Annotated[
-        float, Meta(ge=5, description="A rank that shows no sign of life for so long ends the run.")
+        float, Meta(ge=5, le=MOST_COUNTED, description="A rank that shows no sign of life for so long ends the run.")
     ] = 60.0
     ring_order: Annotated[
         Literal["zigzag", "contiguous"],

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field, structs
 
-from engine.config.description import Positive, option
+from engine.config.description import MOST_COUNTED, MOST_HELD_OUT, MOST_TOKENS, option, words
 
 
 class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         ),
     ] = None
     max_steps: Annotated[
-        Positive | None,
+        Annotated[int, Meta(ge=1, le=MOST_COUNTED)] | None,
         Meta(
             description="Stop after this many optimiser steps, even in mid-epoch.",
             extra=option("--max-steps"),
@@ -43,7 +43,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         ),
     ] = None
     context: Annotated[
-        Annotated[int, Meta(ge=64)] | None,
+        Annotated[int, Meta(ge=64, le=MOST_TOKENS)] | None,
         Meta(description="Tokens a window, if not the tier's."),
     ] = None
     hours: Annotated[
@@ -56,7 +56,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         ),
     ] = None
     stages: Annotated[
-        list[Annotated[str, Meta(pattern="^[1-9][0-9]*:[1-9][0-9]*$")]],
+        list[Annotated[str, Meta(pattern="^[1-9][0-9]*:[1-9][0-9]*$", extra=words("CONTEXT:UPDATES"))]],
         Meta(
             description="Windows over the run, as CONTEXT:UPDATES by rising context: 8192:40 and 131072:4 make 40 "
             "updates on windows of 8,192 tokens, then 4 on windows of 131,072. Unset: the planner makes them, unless "
@@ -82,19 +82,25 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         Meta(ge=0.0, lt=1.0, description="Share of the steps over which the rate rises linearly to its peak."),
     ] = 0.05
     weight_decay: Annotated[float, Meta(ge=0.0, le=1.0, description="AdamW's decoupled weight decay.")] = 0.0
-    max_grad_norm: Annotated[float, Meta(gt=0, description="Gradients with a larger 2-norm are scaled down to it.")] = (
-        1.0
-    )
+    max_grad_norm: Annotated[
+        float, Meta(gt=0, description="Gradients with a larger 2-norm are scaled down to it; .inf: none are.")
+    ] = 1.0
     tokens_per_update: Annotated[
-        Positive | None,
+        Annotated[int, Meta(ge=1, le=MOST_TOKENS)] | None,
         Meta(description="Tokens gathered before each optimiser step. Unset: 8,192, or one window if larger."),
     ] = None
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1, description="Seeds the adapter, the shuffling and the dropout.")] = 0
     evaluate_every: Annotated[
         int,
-        Meta(ge=0, description="Score the held-out files every so many steps; 0 is only before and after."),
+        Meta(
+            ge=0,
+            le=MOST_COUNTED,
+            description="Score the held-out files every so many steps; 0 is only before and after.",
+        ),
     ] = 0
-    evaluate_tokens: Annotated[int, Meta(ge=64, description="Held-out tokens scored at most, each time.")] = 65_536
+    evaluate_tokens: Annotated[
+        int, Meta(ge=64, le=MOST_HELD_OUT, description="Held-out tokens scored at most, each time.")
+    ] = 65_536
     optimizer: Annotated[
         Literal["adamw", "adamw_8bit", "paged_adamw_8bit"],
         Meta(description="adamw_8bit keeps its states in 8 bits, and paged lets them move to host memory."),
@@ -157,6 +163,7 @@ class TrainingSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=T
         int,
         Meta(
             ge=0,
+            le=MOST_COUNTED,
             description="End after this many evaluations without a lower held-out loss, and keep the best adapter; "
             "0 is never. Needs evaluate_every.",
         ),
@@ -293,14 +300,14 @@ class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
         Meta(description="Keep the hidden states of every so many layers, and compute those between once more."),
     ] = None
     tile: Annotated[
-        Annotated[int, Meta(ge=16)] | None, Meta(description="Tokens that go through a layer together.")
+        Annotated[int, Meta(ge=16, le=MOST_TOKENS)] | None, Meta(description="Tokens that go through a layer together.")
     ] = None
     key_block: Annotated[
-        Annotated[int, Meta(ge=16)] | None,
+        Annotated[int, Meta(ge=16, le=MOST_TOKENS)] | None,
         Meta(description="Keys that one call of the attention kernel sees; at least a tile."),
     ] = None
     loss_piece: Annotated[
-        Annotated[int, Meta(ge=16)] | None, Meta(description="Tokens whose logits exist at once.")
+        Annotated[int, Meta(ge=16, le=MOST_TOKENS)] | None, Meta(description="Tokens whose logits exist at once.")
     ] = None
     attention: Annotated[
         Literal["cudnn", "flash", "flash-attn", "efficient", "cpu"] | None,
