@@ -6,8 +6,10 @@ A named command imports its own module alone; `engine --help` imports none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
+import stat
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -91,12 +93,29 @@ def _run(arguments: Sequence[str]) -> int:
         if isinstance(error, SystemExit | BrokenPipeError):
             raise
         if isinstance(error, OSError) and error.filename is None:
-            print(flush=True)  # noqa: T201 - raises again if it was about this stream
+            _flush_output(error)
         # A panic of a library in Rust is no Exception.
         from engine.runs.crash_log import internal_error
 
         return report(internal_error(error), as_json=as_json)
     return status
+
+
+def _flush_output(error: OSError) -> None:
+    """Raises again where an error that names no file was about standard output; writes nothing of its own there.
+
+    Raises:
+        OSError: standard output cannot be written.
+    """
+    sys.stdout.flush()  # a buffered stream holds what it could not write, and tries it again
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # a stream of a test has no number
+        return
+    os.write(number, b"")  # a device fails for no bytes too
+    full = error.errno == errno.ENOSPC and stat.S_ISREG(os.fstat(number).st_mode)
+    if full and os.fstatvfs(number).f_bavail == 0:  # an unbuffered stream has forgotten what it could not write
+        raise error
 
 
 def _drop_output() -> None:

@@ -1,6 +1,7 @@
 """Wrong usage in processes of their own: one line that names the option and what it takes, and exit status 2."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import build_parser
+from engine import errors
+from engine.cli import build_parser, main
+from engine.commands import sessions as commands_of_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,15 +135,16 @@ def test_a_remedy_names_what_the_command_has(words, remedy, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's device that is always full")
+@pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize(
     "words", [["plan", "--json"], ["plan"], ["runs", "--json"], ["stop", "x", "--json"], ["plan", "--tier=x", "--json"]]
 )
-def test_a_full_disk_under_standard_output_is_one_line(words, tmp_path):
+def test_a_full_disk_under_standard_output_is_one_line(words, buffered, tmp_path):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "engine", *words],
             cwd=ROOT,
-            env={**os.environ, "ELITE_TUI_STATE_DIR": str(tmp_path)},
+            env={**os.environ, "ELITE_TUI_STATE_DIR": str(tmp_path), "PYTHONUNBUFFERED": "" if buffered else "1"},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -151,6 +155,24 @@ def test_a_full_disk_under_standard_output_is_one_line(words, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("engine: standard output cannot be written: No space left")
     assert "Traceback" not in done.stderr
     assert "please report" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EMFILE])
+def test_an_error_that_names_no_file_prints_nothing_to_standard_output(number, capfd, monkeypatch):
+    """Once, an empty line was printed there to see whether it can be written."""
+
+    def fail(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(commands_of_runs, "run", fail)
+    assert main(["runs", "--json"]) == errors.TRAINING_FAILED
+    said = capfd.readouterr()
+    assert said.out.count("\n") == 1
+    assert json.loads(said.out)["error"]
+    assert main(["runs"]) == errors.TRAINING_FAILED
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert os.strerror(number) in said.err
 
 
 @pytest.mark.parametrize("words", [["plan"], ["plan", "--json"], ["optimizations"], ["cache"]])
