@@ -90,11 +90,11 @@ class AppScreen(Watching, Screen[None]):
 
     def compose_body(self) -> Iterable[Widget]:
         """Yields the screen's widgets."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no compose_body")
 
     def show(self, changed: Parts) -> None:
         """Draws the widgets that depend on changed parts of the state; on entry, all parts count as changed."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no show")
 
     def enter(self) -> None:
         """Focuses a widget and requests what the screen needs, once everything is drawn."""

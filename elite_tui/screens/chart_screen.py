@@ -24,7 +24,7 @@ class ChartScreen(AppScreen):
 
     def draw_charts(self) -> None:
         """Draws every chart with the current `look`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no draw_charts")
 
     @property
     def charts(self) -> list[LineChart]:

@@ -30,7 +30,7 @@ class DiffWidget(Widget):
 
     def paint(self, width: int, height: int) -> Sequence[Content]:
         """Returns the lines for a size in cells. Longer ones are cut off."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} defines no paint")
 
     @property
     def plain(self) -> str:
