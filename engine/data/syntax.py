@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from tree_sitter import Node, Parser
 
-REVISION = 6
+REVISION = 7
 "Raised when files would be ordered or cut otherwise; part of every store's key."
 _DEEPEST = 12
 "Lists within lists of one import that are followed; a hostile file may nest thousands."
@@ -66,6 +66,8 @@ def outline(text: str, language: str, path: PurePosixPath) -> Outline:
     """The outline of a file's text; without imports where no grammar is known for its language."""
     name = "TSX" if language == "TypeScript" and path.suffix == ".tsx" else language
     imports: Iterable[str] = ()
+    # Lines and their numbers stay; patterns that look for the end of one need not know of two ways to write it.
+    text = text.replace("\r\n", "\n")
     if (scan := scanner(language)) is not None:
         imports = scan(text, path)
     elif name in _GRAMMARS:

@@ -174,3 +174,9 @@ CASES: dict[str, tuple[dict[str, str], dict[str, set[str]]]] = {
 def test_names_of_manifests_lead_to_files(case: str) -> None:
     files, expected = CASES[case]
     assert needs(files) == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_line_ends_of_windows_lead_to_the_same_files(case: str) -> None:
+    files, expected = CASES[case]
+    assert needs({name: text.replace("\n", "\r\n") for name, text in files.items()}) == expected

@@ -217,6 +217,7 @@ def needs(files: dict[str, str]) -> dict[str, set[str]]:
 )
 def test_uses_lead_to_definitions(files: dict[str, str], expected: dict[str, set[str]]) -> None:
     assert needs(files) == expected
+    assert needs({name: text.replace("\n", "\r\n") for name, text in files.items()}) == expected
 
 
 def test_a_cycle_is_cut_at_its_weakest_link() -> None:

@@ -50,7 +50,8 @@ def links(
         manifests: Path → text of the files that build tools read.
     """
     # Path objects are made as they are needed: all of a large repository's would take hundreds of megabytes.
-    repository = Repository(imports, name, manifests or {})
+    plain = {path: text.replace("\r\n", "\n") for path, text in (manifests or {}).items()}
+    repository = Repository(imports, name, plain)
     rules: dict[type[ImportRules], ImportRules] = {}
     for family in {_RULES[language] for language in set(languages) & _RULES.keys()}:
         own = (number for number, language in enumerate(languages) if _RULES.get(language) is family)
