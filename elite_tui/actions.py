@@ -11,8 +11,6 @@ from textual.binding import Binding
 from elite_tui.action import Action
 from elite_tui.runs.actions import RUN_ACTIONS
 
-FORM_ROOMS = ("project", "hardware", "tiers", "options", "data", "review")
-
 ACTIONS: tuple[Action, ...] = (
     # --- wizard
     Action(

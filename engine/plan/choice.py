@@ -82,11 +82,6 @@ class Choice:
         return training if tokens is None else structs.replace(training, tokens_per_update=tokens)
 
 
-def choose_context(config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None) -> int:
-    """Returns the tokens per window of a run. See `choose_plan`."""
-    return choose_plan(config, machine, spec, repository_tokens).context
-
-
 def request_of_run(
     config: RunConfig, machine: Machine, spec: ModelSpec, repository_tokens: int | None, ranks: Ranks | None = None
 ) -> PlanRequest:

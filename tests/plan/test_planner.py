@@ -16,7 +16,7 @@ from engine.errors import EliteError
 from engine.hardware.cards import cards
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
-from engine.plan.choice import choose_context, choose_plan
+from engine.plan.choice import choose_plan
 from engine.plan.planner import largest_context, plan_context, plan_tiers, recommended_plan, tier_table
 from engine.plan.request import PlanRequest
 from engine.plan.search import HEADROOM, Budget
@@ -247,7 +247,7 @@ def test_the_largest_context_fits_and_the_next_does_not():
     assert row.context % 1024 == 0
 
 
-# --- choose_context ----------------------------------------------------------------------------------------
+# --- choose_plan -------------------------------------------------------------------------------------------
 
 
 def run_config(**sections):
@@ -256,8 +256,8 @@ def run_config(**sections):
 
 def test_an_explicit_context_or_tier_is_used():
     machine = without_card()
-    assert choose_context(run_config(training={"context": 300}), machine, DEMO, 10_000) == 300
-    assert choose_context(run_config(training={"tier": 2}), machine, DEMO, 10_000) == 8192
+    assert choose_plan(run_config(training={"context": 300}), machine, DEMO, 10_000).context == 300
+    assert choose_plan(run_config(training={"tier": 2}), machine, DEMO, 10_000).context == 8192
 
 
 def test_windows_that_are_alike_have_the_recommended_tier():
@@ -302,7 +302,7 @@ def test_device_cpu_ignores_the_gpu():
 )
 def test_what_cannot_be_is_one_line_with_a_remedy(sections, machine, code):
     with pytest.raises(EliteError) as caught:
-        choose_context(run_config(**sections), machine, DEMO, None)
+        choose_plan(run_config(**sections), machine, DEMO, None)
     assert (caught.value.code, caught.value.exit_code) == (code, 3)
     assert caught.value.remedy
     assert str(caught.value).isprintable()

@@ -140,7 +140,6 @@ _UNIT = re.compile(
     r"|^\d+(?:\.\d{1,5}){2,20}[:/]|^v?\.?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+[.-]?\d*)?$|^[+-]?\d[\d_.eE+-]*(?:[a-zA-Z]{0,2}|[iu]\d{1,3})$"
     r"|^v\d{1,4}\.\d{1,4}\.\d{1,4}-|^\d{1,6}/[smhd](?:[/,]|$)|^0x[\da-fA-F.]+p[+-]?\d+$"
 )
-_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _SHORT_PIECES = 3.0
 "Letters from one capital to the next in random ones; in names of several words they are twice as many."
 _MOST_ALIKE = 2.7
