@@ -6,6 +6,7 @@ import importlib.util
 import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own idiom
@@ -15,6 +16,18 @@ IGNORED = -100
 """Label of a position that predicts nothing."""
 _DENSE = 0.875
 """Share of labelled positions above which the head is applied to all. Gathering would cost more than it saves."""
+
+
+class _Chunk(NamedTuple):
+    """Positions whose logits exist at once, and how their loss is computed (the arguments of `loss_and_gradient`)."""
+
+    hidden: Tensor
+    labels: Tensor
+    head: nn.Module
+    scale: float | Tensor
+    label_smoothing: float
+    factors: Tensor | None
+    "The coefficients of these positions."
 
 
 def _torch_cross_entropy(
@@ -47,7 +60,7 @@ def kernel_is_right(device: torch.device) -> bool:
     with torch.enable_grad():
         wanted = _torch_cross_entropy(leaf, labels, 0.1)
     (gradient,) = torch.autograd.grad(wanted, leaf)
-    loss, found = _gradient_over_logits(logits, labels, 0.1, None)
+    loss, found = _gradient_over_logits(logits, _Chunk(logits, labels, nn.Identity(), 1.0, 0.1, None))
     return torch.allclose(loss, wanted, rtol=1e-3) and torch.allclose(found, gradient, rtol=1e-2, atol=1e-4)
 
 
@@ -80,12 +93,12 @@ def loss_and_gradient(
     Returns:
         The sum over the tile in nats, a scalar of fp32 or wider; the gradient, (tokens, hidden), in hidden's dtype.
     """
-    of_piece = _way(head, hidden.device.type)
+    compute = _chunk_loss(head, hidden.device.type)
     gradient = torch.empty_like(hidden) if labelled is None else torch.zeros_like(hidden)
     total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     for part in _chunks(hidden.shape[0], piece, labelled):
         factors = None if coefficients is None else coefficients[part]
-        loss, gradient[part] = of_piece(hidden[part], labels[part], head, scale, label_smoothing, factors)
+        loss, gradient[part] = compute(_Chunk(hidden[part], labels[part], head, scale, label_smoothing, factors))
         total += loss
     return total, gradient
 
@@ -135,71 +148,43 @@ def _chunks(tokens: int, piece: int, labelled: Tensor | None) -> Iterator[slice 
         yield from labelled.tensor_split(-(-len(labelled) // piece))
 
 
-def _way(head: nn.Module, device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Returns the function that handles a chunk: the leanest that the head and the device allow."""
+def _chunk_loss(head: nn.Module, device_type: str) -> Callable[[_Chunk], tuple[Tensor, Tensor]]:
+    """Returns what computes a chunk's loss and gradient, the leanest that the head and the device allow."""
     trains_head = any(p.requires_grad for p in head.parameters())
     alone = isinstance(head, nn.Linear)
     if (trains_head and not alone) or not _has_fused_cross_entropy(device_type):
-        return _autograd_piece
-    return _fused_whole_piece if not alone else _fused_trained_piece if trains_head else _fused_piece
+        return _autograd
+    return _fused_any_head if not alone else _fused_trained if trains_head else _fused_frozen
 
 
-def _autograd_piece(
-    hidden: Tensor,
-    labels: Tensor,
-    head: nn.Module,
-    scale: float | Tensor,
-    label_smoothing: float,
-    factors: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    leaf = hidden.detach().requires_grad_()
-    loss = _torch_cross_entropy(head(leaf), labels, label_smoothing, factors)
-    (loss * scale).backward()
+def _autograd(chunk: _Chunk) -> tuple[Tensor, Tensor]:
+    leaf = chunk.hidden.detach().requires_grad_()
+    loss = _torch_cross_entropy(chunk.head(leaf), chunk.labels, chunk.label_smoothing, chunk.factors)
+    (loss * chunk.scale).backward()
     assert leaf.grad is not None
     return loss.detach(), leaf.grad
 
 
 @torch.no_grad()
-def _fused_piece(
-    hidden: Tensor,
-    labels: Tensor,
-    head: nn.Module,
-    scale: float | Tensor,
-    label_smoothing: float,
-    factors: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _fused_frozen(chunk: _Chunk) -> tuple[Tensor, Tensor]:
     """Handles a frozen head, which needs no graph."""
-    loss, grad_logits = _gradient_over_logits(head(hidden), labels, label_smoothing, factors)
-    weight: Tensor = head.weight  # type: ignore[assignment]
-    return loss, (grad_logits @ weight).mul_(scale)
+    loss, grad_logits = _gradient_over_logits(chunk.head(chunk.hidden), chunk)
+    weight: Tensor = chunk.head.weight  # type: ignore[assignment]
+    return loss, (grad_logits @ weight).mul_(chunk.scale)
 
 
-def _fused_trained_piece(
-    hidden: Tensor,
-    labels: Tensor,
-    head: nn.Module,
-    scale: float | Tensor,
-    label_smoothing: float,
-    factors: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    leaf = hidden.detach().requires_grad_()
-    logits = head(leaf)  # its backward reads the input and the weight but not the logits, which are overwritten
-    loss, grad_logits = _gradient_over_logits(logits.detach(), labels, label_smoothing, factors)
-    torch.autograd.backward(logits, grad_logits.mul_(scale))
+def _fused_trained(chunk: _Chunk) -> tuple[Tensor, Tensor]:
+    leaf = chunk.hidden.detach().requires_grad_()
+    logits = chunk.head(leaf)  # its backward reads the input and the weight but not the logits, which are overwritten
+    loss, grad_logits = _gradient_over_logits(logits.detach(), chunk)
+    torch.autograd.backward(logits, grad_logits.mul_(chunk.scale))
     assert leaf.grad is not None
     return loss, leaf.grad
 
 
-def _fused_whole_piece(
-    hidden: Tensor,
-    labels: Tensor,
-    head: nn.Module,
-    scale: float | Tensor,
-    label_smoothing: float,
-    factors: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _fused_any_head(chunk: _Chunk) -> tuple[Tensor, Tensor]:
     """Handles a frozen head that is more than a linear layer: one that scales or caps its logits."""
-    leaf = hidden.detach().requires_grad_()
+    leaf = chunk.hidden.detach().requires_grad_()
     saved: set[int] = set()
 
     def seen(tensor: Tensor) -> Tensor:
@@ -207,21 +192,19 @@ def _fused_whole_piece(
         return tensor.detach()  # with its graph, a result would keep itself alive if no backward pass follows (an OOM)
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
-        logits = head(leaf)
+        logits = chunk.head(leaf)
     over = logits.detach().contiguous()
     if over.untyped_storage().data_ptr() in saved:  # the head's backward pass reads what the kernel would overwrite
         over = over.clone()
-    loss, grad_logits = _gradient_over_logits(over, labels, label_smoothing, factors)
+    loss, grad_logits = _gradient_over_logits(over, chunk)
     torch.autograd.backward(logits, grad_logits)
     assert leaf.grad is not None
-    return loss, leaf.grad.mul_(scale)
+    return loss, leaf.grad.mul_(chunk.scale)
 
 
-def _gradient_over_logits(
-    logits: Tensor, labels: Tensor, label_smoothing: float, factors: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _gradient_over_logits(logits: Tensor, chunk: _Chunk) -> tuple[Tensor, Tensor]:
     """Writes the logits' gradient over the logits; one tensor instead of four."""
     from engine.streaming.cross_entropy_kernel import gradient_over_logits
 
     with torch.no_grad():
-        return gradient_over_logits(logits, labels, IGNORED, label_smoothing, factors), logits
+        return gradient_over_logits(logits, chunk.labels, IGNORED, chunk.label_smoothing, chunk.factors), logits
