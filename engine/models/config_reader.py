@@ -64,6 +64,7 @@ def _shape(family: Family, config: Config) -> dict[str, Any]:
         "not_streamed": setting_refusals(config).get("streamed"),
         "softcap": config.get("attn_logit_softcapping"),
         "whole_head": bool(config.get("final_logit_softcapping")) or config.get("logits_scaling", 1.0) != 1.0,
+        "caps_logits": bool(config.get("final_logit_softcapping")) or config.get("logits_scaling", 1.0) == 1.0,
         **family.shape,
         **family.from_config(config),
     }

@@ -86,6 +86,8 @@ class ModelSpec:
     head_bias: bool = False
     whole_head: bool = False
     "Whether it scales or caps its logits after the last linear layer (engine.models.lm_head)."
+    caps_logits: bool = True
+    "Whether such a head caps them, as far as is known; one that scales them holds less."
     norm_bias: bool = False
     "Whether norms have a bias (LayerNorm) or not (RMSNorm)."
     norms_per_layer: int = 2

@@ -13,9 +13,9 @@ from engine.plan.activations import LOGIT_BYTES, Held, PeakCandidate, Phase, Wid
 from engine.plan.stream_plan import EMBEDDED_AT_ONCE
 from engine.plan.workload import Backend, Workload
 
-_WHOLE_HEAD = 4
-"""Tensors of logits where the head scales or caps them: tanh's result, the gradient written over the logits, and the
-results of two steps of the head's backward pass."""
+_CAPPED_HEAD, _SCALED_HEAD = 4, 2
+"""Tensors of logits where the head caps them: tanh's result, the gradient written over the logits, and the gradients
+before and after tanh's. Where it scales them: the gradient written over the logits, and that of the last layer."""
 
 
 def tile_peaks(work: Workload, *, stash: bool, encoded: bool = False, keep: int = 0) -> tuple[PeakCandidate, ...]:
@@ -240,7 +240,8 @@ def _tile_attention_forward(w: Widths, layer: Held, backend: Backend) -> PeakCan
 def _tile_loss(w: Widths, *, fused_loss: bool) -> PeakCandidate:
     """The final norm's output, its gradient, and the previous tile's gradient; a loss chunk's own tensors are small."""
     held = (("final norm and its gradients", 3 * w.hidden), *w.norm_copies(1))
-    logit = (_WHOLE_HEAD if w.spec.whole_head else 1) * w.element if fused_loss else LOGIT_BYTES
+    tensors = 1 if not w.spec.whole_head else _CAPPED_HEAD if w.spec.caps_logits else _SCALED_HEAD
+    logit = tensors * w.element if fused_loss else LOGIT_BYTES
     return PeakCandidate(phase="loss", at="at the head", token=held, logit=logit)
 
 
