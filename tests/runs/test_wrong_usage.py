@@ -12,7 +12,7 @@ import pytest
 
 from engine import errors
 from engine.cli import build_parser, main
-from engine.commands import sessions as commands_of_runs
+from engine.commands import runs as commands_of_runs
 
 ROOT = Path(__file__).parents[2]
 
