@@ -8,7 +8,17 @@ from pathlib import Path, PurePosixPath
 from engine.data.safe_files import Folder, NotRegularError
 
 _READ = frozenset(
-    {"Cargo.toml", "go.mod", "go.work", "package.json", "deno.json", "deno.jsonc", "import_map.json", "importmap.json"}
+    {
+        "Cargo.toml",
+        "deno.json",
+        "deno.jsonc",
+        "go.mod",
+        "go.work",
+        "import_map.json",
+        "importmap.json",
+        "package.json",
+        "pubspec.yaml",
+    }
 )
 "Names of files whose text tells what an import means."
 _CONFIGS = ("tsconfig", "jsconfig")

@@ -253,6 +253,7 @@ def test_a_ring_of_ten_thousand_files_with_a_weak_link() -> None:
         *(("a.rb", piece) for piece in ("class A\n", "=begin\n", "autoload :A, ")),
         *(("a.tf", piece) for piece in ("locals {\n", "locals {\n a = 1\n", 'resource "a" "b"')),
         *(("a.php", piece) for piece in ("use A\\{", "class A ", "'")),
+        *(("a.dart", piece) for piece in ("import 'a' ", "'\\'", "\n", "/*", "import ")),
         *(("a.lua", piece) for piece in ("--[[", "require(")),
         *(("a.c", piece) for piece in ("#include <", "# include a")),
     ],
