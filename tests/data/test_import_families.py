@@ -254,6 +254,7 @@ def test_a_ring_of_ten_thousand_files_with_a_weak_link() -> None:
         *(("a.tf", piece) for piece in ("locals {\n", "locals {\n a = 1\n", 'resource "a" "b"')),
         *(("a.php", piece) for piece in ("use A\\{", "class A ", "'")),
         *(("a.dart", piece) for piece in ("import 'a' ", "'\\'", "\n", "/*", "import ")),
+        *(("a.ex", piece) for piece in ("alias A.{", "use A.{ ", "'\\'", "defmodule A do\n", "alias A, ", "A.")),
         *(("a.lua", piece) for piece in ("--[[", "require(")),
         *(("a.c", piece) for piece in ("#include <", "# include a")),
     ],

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from data.test_import_families import needs
 
+MODULE = "defmodule App.Repo do\n  def all, do: []\nend\n"
 CASES: dict[str, tuple[dict[str, str], dict[str, set[str]]]] = {
     "dart: paths, parts, conditions and packages": (
         {
@@ -31,6 +32,31 @@ CASES: dict[str, tuple[dict[str, str], dict[str, set[str]]]] = {
     "dart: a package that is not here": (
         {"lib/a.dart": "import 'package:b/b.dart';\n", "lib/b.dart": "var b = 1;\n", "pubspec.yaml": "name: a\n"},
         {},
+    ),
+    "elixir: full names, aliases and nested modules": (
+        {
+            "lib/app/repo.ex": MODULE,
+            "lib/app/user.ex": "defmodule App.User do\n  defstruct [:id]\n  defmodule Token do\n    def new, do: 1\n  end\n  def t, do: Token.new()\nend\n",
+            "lib/app/web.ex": "defmodule App.Web do\n  defmacro __using__(_), do: nil\nend\n",
+            "lib/app/shape.ex": "defprotocol App.Shape do\n  def area(x)\nend\n",
+            "lib/app/page.ex": 'defmodule App.Page do\n  use App.Web\n  alias App.{Repo, User}\n  alias App.User.Token, as: T\n  @moduledoc """\n  Not App.Unused.\n  """\n  # nor App.Unused\n  def f(%User{} = u), do: {Repo.all(), T.new(), "App.Unused", u}\nend\n',
+            "lib/app/unused.ex": "defmodule App.Unused do\nend\n",
+            "lib/app/square.ex": 'defmodule App.Square do\n  defimpl App.Shape, for: __MODULE__ do\n    def area(_), do: ?"\n  end\n  def g, do: App.Repo.all()\nend\n',
+            "test/token_test.exs": 'defmodule App.TokenTest do\n  use ExUnit.Case\n  alias App.User\n  test "a" do\n    assert User.Token.new() == 1\n  end\nend\n',
+        },
+        {
+            "lib/app/page.ex": {"lib/app/web.ex", "lib/app/repo.ex", "lib/app/user.ex"},
+            "lib/app/square.ex": {"lib/app/shape.ex", "lib/app/repo.ex"},
+            "test/token_test.exs": {"lib/app/user.ex"},
+        },
+    ),
+    "elixir: of two applications that define one name, the nearer": (
+        {
+            "apps/a/lib/repo.ex": MODULE,
+            "apps/b/lib/repo.ex": MODULE,
+            "apps/b/lib/use.ex": "defmodule App.Use do\n  def f, do: App.Repo.all()\nend\n",
+        },
+        {"apps/b/lib/use.ex": {"apps/b/lib/repo.ex"}},
     ),
 }
 

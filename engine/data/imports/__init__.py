@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
-from engine.data.imports import c, dart, dotnet, go, jvm, lua, php, proto, ruby, swift, terraform, zig
+from engine.data.imports import c, dart, dotnet, elixir, go, jvm, lua, php, proto, ruby, swift, terraform, zig
 from engine.data.imports.javascript import JavaScriptRules
 from engine.data.imports.python import PythonRules
 from engine.data.imports.rules import ImportRules, Repository, Strength
@@ -82,6 +82,7 @@ _SCANS: Mapping[str, _Scan] = {
     "C++": lambda text, _: c.scan(text),
     "CUDA": lambda text, _: c.scan(text),
     "Dart": lambda text, _: dart.scan(text),
+    "Elixir": lambda text, _: elixir.scan(text),
     "Go": lambda text, _: go.scan(text),
     "Groovy": _jvm("Groovy"),
     "Java": _jvm("Java"),
@@ -103,6 +104,7 @@ _RULES: Mapping[str, type[ImportRules]] = {
     "C++": c.CRules,
     "CUDA": c.CRules,
     "Dart": dart.DartRules,
+    "Elixir": elixir.ElixirRules,
     "Go": go.GoRules,
     "Groovy": jvm.JvmRules,
     "Java": jvm.JvmRules,
