@@ -74,13 +74,16 @@ class Asking:
         return self._chats.prompt([{"role": "user", "content": question}])
 
 
-def body_in(function: HeldOutFunction, answer: str) -> str:
+def body_in(function: HeldOutFunction, answer: str) -> tuple[str, bool]:
     """Returns the body that an answer gives: behind the head in its first code block, as deep as in the file.
 
     An answer without a code block is taken as code, one without the head as the body alone.
+
+    Returns:
+        The body, and whether it has its end in the answer: of the code block, or of the function by its grammar.
     """
     pieces = _FENCE.split(answer, maxsplit=1)
-    block = pieces[-1].split("```", maxsplit=1)[0]
+    block, closing, _ = pieces[-1].partition("```")
     head = [line for line in function.prefix[function.header :].split("\n") if line.strip()]
     lines = block.split("\n")
     begin = next((number for number, line in enumerate(lines) if head and line.strip() == head[0].strip()), None)
@@ -93,7 +96,7 @@ def body_in(function: HeldOutFunction, answer: str) -> str:
         lines = [_moved(line, shift) for line in lines[begin:]]
     body = "\n".join(lines)
     end = function_end(function, body)
-    return body if end is None else body[:end]
+    return (body, bool(closing)) if end is None else (body[:end], True)
 
 
 def _indent(line: str) -> int:

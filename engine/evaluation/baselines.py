@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from engine.plan.step_layout import StepLayout
     from engine.runs.run_directory import RunDirectory
 
-_VERSION = 1
+_VERSION = 2
 _MOST = 64
 """Scores that stay in a folder; the ones written first are removed."""
 _LIBRARIES = ("torch", "transformers", "bitsandbytes", "tokenizers", "tree-sitter")

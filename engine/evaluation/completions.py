@@ -21,9 +21,9 @@ class Marks:
     identifier_hits: float | None
     "Share of the names in the true body that the completion uses too; None for a body without names."
     parses: bool
-    "Whether the completion has any code and the file with it is well formed."
+    "Whether the completion comes to an end, has any code, and the file with it is well formed."
     ends: bool
-    "Whether the model ended it within its token budget; completions that are cut off mostly do not parse."
+    "Whether the model ended it within its token budget."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,10 @@ def judge(function: HeldOutFunction, text: str, *, ends: bool) -> Completion:
             exact=truth == given,
             edit_similarity=Levenshtein.normalized_similarity(truth, given),
             identifier_hits=hits,
-            # An empty body below a docstring is well formed, but completes nothing.
-            parses=has_code(text, function.grammar)
+            # An empty body below a docstring is well formed, but completes nothing. Whether the file parses with a body
+            # that is cut off depends on where the limit fell.
+            parses=ends
+            and has_code(text, function.grammar)
             and parses(function.prefix + text + function.suffix, function.grammar),
             ends=ends,
         ),

@@ -178,18 +178,19 @@ def _in_string(text: str) -> bool:
 
 
 def _dedent(function: HeldOutFunction, written: str) -> int | None:
-    """Finds a statement left of the body's column, which ends it unless it is inside brackets or a string."""
+    """Finds a statement left of the body's column, not in brackets, a string or a continued line, which ends it."""
     header = function.prefix[function.header :]
     # The header begins in the middle of its line; restore its blanks, so that columns of the body hold.
     source = (header + written).encode("utf-8", "replace")
     skip = len(header.encode("utf-8", "replace"))
-    depth, end = 0, skip
+    depth, end, continued = 0, skip, False
     for leaf in leaves(source, function.grammar):
-        if leaf.start_byte >= skip and depth == 0 and leaf.start_point[1] < function.indent:
+        if leaf.start_byte >= skip and depth == 0 and leaf.start_point[1] < function.indent and not continued:
             line = source.rfind(b"\n", 0, leaf.start_byte) + 1
             if not source[line : leaf.start_byte].strip() and leaf.type != "comment":
                 return len(source[skip:end].decode())
         depth = max(0, depth + (leaf.type in _OPEN) - (leaf.type in _CLOSE))
+        continued = leaf.type == "line_continuation"
         if leaf.start_byte >= skip and leaf.type != "comment":
             end = leaf.end_byte
     return None

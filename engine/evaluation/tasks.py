@@ -93,9 +93,11 @@ def ask(
     prompts = [asking.request(function, max(16, context - most)) for function in functions]
     report = _counting(progress, len(functions), "functions (asked)")
     answers = _write(model, encoder, prompts, most, functions, None, report)
+    found = [(*body_in(function, answer), ends) for function, (answer, ends) in zip(functions, answers, strict=True)]
+    # What follows the body in an answer may be cut off.
     return [
-        judge(function, body_in(function, answer), ends=ends)
-        for function, (answer, ends) in zip(functions, answers, strict=True)
+        judge(function, body, ends=whole or ends)
+        for function, (body, whole, ends) in zip(functions, found, strict=True)
     ]
 
 

@@ -43,15 +43,28 @@ HEAD = "def total(self, prices):\n"
     ],
 )
 def test_the_body_is_found(answer):
-    body = body_in(FUNCTION, answer)
+    body, _ = body_in(FUNCTION, answer)
     marks = judge(FUNCTION, body, ends=True).marks
     assert marks.parses
     assert marks.exact
 
 
 def test_prose_is_no_body():
-    marks = judge(FUNCTION, body_in(FUNCTION, "I think that this adds up the prices."), ends=True).marks
-    assert not marks.parses
+    body, _ = body_in(FUNCTION, "I think that this adds up the prices.")
+    assert not judge(FUNCTION, body, ends=True).marks.parses
+
+
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        (f"```python\n{HEAD}{indented(BODY, 4)}\n```\nIt adds", True),  # the explanation is cut off, not the body
+        (f"```python\n{HEAD}{indented(BODY, 4)}\n\ndef other(", True),
+        (f"```python\n{HEAD}{indented(BODY, 4)}\n", False),
+        (f"```python\n{HEAD}    result = 0\n", False),
+    ],
+)
+def test_a_body_is_whole_where_its_own_end_is_in_the_answer(answer, whole):
+    assert body_in(FUNCTION, answer)[1] is whole
 
 
 def asking(words, said, named=""):
