@@ -255,6 +255,7 @@ def test_a_ring_of_ten_thousand_files_with_a_weak_link() -> None:
         *(("a.php", piece) for piece in ("use A\\{", "class A ", "'")),
         *(("a.dart", piece) for piece in ("import 'a' ", "'\\'", "\n", "/*", "import ")),
         *(("a.ex", piece) for piece in ("alias A.{", "use A.{ ", "'\\'", "defmodule A do\n", "alias A, ", "A.")),
+        *(("a.hs", piece) for piece in ("import A.", "{-", "--", "import {-# SOURCE ", "module A\n")),
         *(("a.lua", piece) for piece in ("--[[", "require(")),
         *(("a.c", piece) for piece in ("#include <", "# include a")),
     ],

@@ -58,6 +58,27 @@ CASES: dict[str, tuple[dict[str, str], dict[str, set[str]]]] = {
         },
         {"apps/b/lib/use.ex": {"apps/b/lib/repo.ex"}},
     ),
+    "haskell: qualified, safe and package imports, and none of a comment": (
+        {
+            "src/Data/Tree.hs": "{- import Data.No -}\nmodule Data.Tree\n  ( Tree(..) ) where\n",
+            "src/Data/Forest.hs": "{-# LANGUAGE CPP #-}\nmodule Data.Forest where\n-- import Data.No\nimport qualified Data.Tree as T\nimport safe Data.Leaf' (leaf)\nimport {-# SOURCE #-} Data.No\nx --> y = x\n",
+            "src/Data/Leaf.hs": 'module Data.Leaf\' where\nimport "base" Data.List\n',
+            "src/Data/No.hs": "module Data.No where\n",
+            "app/Main.hs": "import Data.Forest\nmain = print 1\n",
+        },
+        {
+            "src/Data/Forest.hs": {"src/Data/Tree.hs", "src/Data/Leaf.hs"},
+            "app/Main.hs": {"src/Data/Forest.hs"},
+        },
+    ),
+    "haskell: of two packages with one module, the nearer": (
+        {
+            "a/src/Util.hs": "module Util where\n",
+            "b/src/Util.hs": "module Util where\n",
+            "b/test/Spec.hs": "module Spec where\nimport Util\n",
+        },
+        {"b/test/Spec.hs": {"b/src/Util.hs"}},
+    ),
 }
 
 

@@ -10,7 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
-from engine.data.imports import c, dart, dotnet, elixir, go, jvm, lua, php, proto, ruby, swift, terraform, zig
+from engine.data.imports import (
+    c,
+    dart,
+    dotnet,
+    elixir,
+    go,
+    haskell,
+    jvm,
+    lua,
+    perl,
+    php,
+    proto,
+    ruby,
+    shell,
+    swift,
+    terraform,
+    zig,
+)
 from engine.data.imports.javascript import JavaScriptRules
 from engine.data.imports.python import PythonRules
 from engine.data.imports.rules import ImportRules, Repository, Strength
@@ -85,6 +102,7 @@ _SCANS: Mapping[str, _Scan] = {
     "Elixir": lambda text, _: elixir.scan(text),
     "Go": lambda text, _: go.scan(text),
     "Groovy": _jvm("Groovy"),
+    "Haskell": lambda text, _: haskell.scan(text),
     "Java": _jvm("Java"),
     "Kotlin": _jvm("Kotlin"),
     "Lua": lambda text, _: lua.scan(text),
@@ -107,6 +125,7 @@ _RULES: Mapping[str, type[ImportRules]] = {
     "Elixir": elixir.ElixirRules,
     "Go": go.GoRules,
     "Groovy": jvm.JvmRules,
+    "Haskell": haskell.HaskellRules,
     "Java": jvm.JvmRules,
     "JavaScript": JavaScriptRules,
     NOTEBOOK: PythonRules,
