@@ -256,6 +256,7 @@ def test_a_ring_of_ten_thousand_files_with_a_weak_link() -> None:
         *(("a.dart", piece) for piece in ("import 'a' ", "'\\'", "\n", "/*", "import ")),
         *(("a.ex", piece) for piece in ("alias A.{", "use A.{ ", "'\\'", "defmodule A do\n", "alias A, ", "A.")),
         *(("a.hs", piece) for piece in ("import A.", "{-", "--", "import {-# SOURCE ", "module A\n")),
+        *(("a.pm", piece) for piece in ("A::", "=pod\n", "use A::", "package A ", "extends ", "A ")),
         *(("a.lua", piece) for piece in ("--[[", "require(")),
         *(("a.c", piece) for piece in ("#include <", "# include a")),
     ],

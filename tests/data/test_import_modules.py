@@ -79,6 +79,20 @@ CASES: dict[str, tuple[dict[str, str], dict[str, set[str]]]] = {
         },
         {"b/test/Spec.hs": {"b/src/Util.hs"}},
     ),
+    "perl: use, parents, calls and files": (
+        {
+            "lib/App/Base.pm": "package App::Base;\nuse strict;\nsub new { bless {}, shift }\n1;\n",
+            "lib/App/Log.pm": "package App::Log;\nsub say { }\n1;\n__END__\nuse App::No;\n",
+            "lib/App/Task.pm": "package App::Task;\nuse parent -norequire, 'App::Base';\n# use App::No;\nsub run { App::Log::say('App::No->x') }\n1;\n\n=head1 NAME\n\nuse App::No;\n\n=cut\n",
+            "lib/App/No.pm": "package App::No;\n1;\n",
+            "t/lib.pl": "sub helper { 1 }\n1;\n",
+            "t/task.t": "use Test::More;\nrequire './t/lib.pl';\nmy $task = App::Task->new;\n{ package Mine; use App::Log (); }\nMine->go;\n",
+        },
+        {
+            "lib/App/Task.pm": {"lib/App/Base.pm", "lib/App/Log.pm"},
+            "t/task.t": {"t/lib.pl", "lib/App/Task.pm", "lib/App/Log.pm"},
+        },
+    ),
 }
 
 
