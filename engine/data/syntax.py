@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from tree_sitter import Node, Parser
 
-REVISION = 10
+REVISION = 11
 "Raised when files would be ordered or cut otherwise; part of every store's key."
 _DEEPEST = 12
 "Lists within lists of one import that are followed; a hostile file may nest thousands."

@@ -257,6 +257,7 @@ def test_a_ring_of_ten_thousand_files_with_a_weak_link() -> None:
         *(("a.ex", piece) for piece in ("alias A.{", "use A.{ ", "'\\'", "defmodule A do\n", "alias A, ", "A.")),
         *(("a.hs", piece) for piece in ("import A.", "{-", "--", "import {-# SOURCE ", "module A\n")),
         *(("a.pm", piece) for piece in ("A::", "=pod\n", "use A::", "package A ", "extends ", "A ")),
+        *(("a.sh", piece) for piece in ("source $(", '. "', ". a/", "sh -a ", "$((", "${", ". a#")),
         *(("a.lua", piece) for piece in ("--[[", "require(")),
         *(("a.c", piece) for piece in ("#include <", "# include a")),
     ],

@@ -93,6 +93,19 @@ CASES: dict[str, tuple[dict[str, str], dict[str, set[str]]]] = {
             "t/task.t": {"t/lib.pl", "lib/App/Task.pm", "lib/App/Log.pm"},
         },
     ),
+    "shell: sourced and run scripts, behind what is not known": (
+        {
+            "lib/log.sh": 'log() { echo "$1"; }\n',
+            "lib/net.sh": '. "$(dirname "$0")/log.sh"\n# . ./no.sh\n',
+            "lib/no.sh": "no() { :; }\n",
+            "bin/run.sh": 'set -e; source "${BASH_SOURCE%/*}/../lib/net.sh"\nif true; then . $ROOT/lib/log.sh; fi\nbash -e scripts/build.sh "no.sh"\necho source lib/no.sh\nsource /etc/other.sh\n',
+            "scripts/build.sh": 'source "lib/$NAME"\ncat lib/no.sh\n',
+        },
+        {
+            "lib/net.sh": {"lib/log.sh"},
+            "bin/run.sh": {"lib/net.sh", "lib/log.sh", "scripts/build.sh"},
+        },
+    ),
 }
 
 
