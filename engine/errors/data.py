@@ -8,7 +8,7 @@ MIXTURE_INVALID = declare("mixture-invalid", "data.mixture cannot be used: {prob
 REPOSITORY_UNSET = declare(
     "repository-unset",
     "no repository was named",
-    "pass --repo DIR (the folder whose code the model should learn)",
+    "pass --repo DIR (the folder whose code to train on)",
     about="data.repositories",
 )
 REPOSITORY_MISSING = declare(
@@ -43,7 +43,7 @@ REPOSITORY_EMPTY = declare(
 )
 REPOSITORY_NO_SOURCE = declare(
     "repository-no-source",
-    "repository {path} holds no source code to learn from ({skipped})",
+    "repository {path} holds no source code to train on ({skipped})",
     "pass a folder with text source files",
     about="data.repositories",
 )

@@ -18,7 +18,7 @@ RANK_FAILED = declare(
 )
 RANK_LOST = declare(
     "rank-lost",
-    "rank {rank} lost touch with another rank: {problem}",
+    "rank {rank} lost contact with another rank: {problem}",
     "look for the first rank that failed in the folder ranks of the run, then continue with `engine train --resume`",
     exit_code=TRAINING_FAILED,
 )

@@ -9,9 +9,7 @@ GENERATION_UNKNOWN = declare(
     "no run and no model is called {reference}",
     "`engine runs` lists the runs, `engine plan` the models; paths to their folders work too",
 )
-PROMPT_MISSING = declare(
-    "prompt-missing", "there is nothing to go on with", "pass --prompt TEXT, or --file PATH[:LINE]"
-)
+PROMPT_MISSING = declare("prompt-missing", "no prompt was given", "pass --prompt TEXT, or --file PATH[:LINE]")
 PROMPT_UNREADABLE = declare("prompt-unreadable", "--file {path}: {problem}", "name a text file, or file:line")
 REPLAY_UNAVAILABLE = declare(
     "replay-unavailable",
@@ -26,7 +24,7 @@ SAMPLING_INVALID = declare(
 FILL_UNAVAILABLE = declare(
     "fill-unavailable",
     "the tokenizer of {name} has no tokens for fill-in-the-middle",
-    "leave --fill out: the model then goes on with what stands before",
+    "leave --fill out: the model then continues the text before it",
 )
 SERVE_LIBRARY = declare(
     "serve-library",

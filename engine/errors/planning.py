@@ -10,7 +10,9 @@ class StreamPlanError(ValueError):
 
 
 HARDWARE_UNKNOWN = declare("hardware-unknown", "unknown card {name}", "{suggestion}")
-NO_GPU = declare("no-gpu", "--vram was given, but this machine has no GPU", "name a card with --hardware")
+NO_GPU = declare(
+    "no-gpu", "--vram needs a GPU, and this machine has none", "name one with --hardware, for example rtx-4090"
+)
 WHAT_IF_WITHOUT_GPU = declare(
     "what-if-without-gpu",
     "{vram} GiB of GPU memory were asked for, but there is no GPU to have them",

@@ -35,7 +35,7 @@ RUN_DAMAGED = declare(
 RUN_MOVED = declare(
     "run-moved",
     "run directory {path} was renamed or deleted while its process was training",
-    "leave it in place while it is active; `engine train --resume DIRECTORY` goes on in a renamed one",
+    "leave it in place while it is active; `engine train --resume DIRECTORY` continues in a renamed one",
     exit_code=TRAINING_FAILED,
 )
 RESULT_DAMAGED = declare(
@@ -46,7 +46,7 @@ RESULT_DAMAGED = declare(
 RUN_WITHOUT_RESULT = declare(
     "run-without-result",
     "run {run} has left no model ({status})",
-    "`engine train --resume {run}` goes on with it; only a run that saved its result can be used",
+    "`engine train --resume {run}` continues it; only a run that saved its result can be used",
 )
 RUN_STILL_ACTIVE = declare(
     "run-still-active", "run {run} is still active ({status})", "`engine attach {run}` follows it"
@@ -64,7 +64,7 @@ RUN_ALREADY_COMPLETE = declare(
 )
 RESUME_CHANGES_CONFIG = declare(
     "resume-changes-config",
-    "run {run} cannot go on with a changed configuration: {changes}",
+    "run {run} cannot continue with a changed configuration: {changes}",
     "leave these out, or start a new run without --resume",
 )
 NOTHING_TO_RESUME = declare(

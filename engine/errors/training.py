@@ -13,7 +13,7 @@ OUT_OF_MEMORY = declare(
 MEMORY_FULL = declare(
     "memory-full",
     "out of {place} memory in phase {phase}: {problem}",
-    "close other programs or choose a lower tier; `engine train --resume {run}` goes on from what was saved",
+    "close other programs or choose a lower tier; `engine train --resume {run}` continues from what was saved",
     exit_code=TRAINING_FAILED,
 )
 LOSS_NOT_FINITE = declare(
@@ -30,7 +30,7 @@ GRADIENT_NOT_FINITE = declare(
 )
 TRAINING_UNSTABLE = declare(
     "training-unstable",
-    "the loss broke out again after {rollbacks} times of going back (last: {last})",
+    "the loss diverged again after {rollbacks} rollbacks (last: {last})",
     "lower training.learning_rate or look at the data of these steps; {report} lists what was tried",
     exit_code=TRAINING_FAILED,
 )
@@ -43,7 +43,7 @@ GPU_LOST = declare(
 )
 CHILD_DIED = declare(
     "child-died",
-    "the training process ended without a last word ({problem})",
+    "the training process exited without reporting an error ({problem})",
     "read {log}, then continue with `engine train --resume {run}`",
     exit_code=TRAINING_FAILED,
 )

@@ -263,7 +263,7 @@ def write_recovery_report(path: Path, run: str, progress: Progress, last: str, r
     lines = [
         f"# Run {run} gave up at step {progress.step:,} of {progress.total_steps:,}",
         "",
-        f"After {progress.rollbacks} times of going back the loss broke out again: {one_line(last)}",
+        f"After {progress.rollbacks} rollbacks the loss diverged again: {one_line(last)}",
         "",
         "## What was tried",
         "",
@@ -273,7 +273,7 @@ def write_recovery_report(path: Path, run: str, progress: Progress, last: str, r
         "",
         "## What to do",
         "",
-        "The last checkpoint holds the state before the loss broke out. Start a new run with a lower",
+        "The last checkpoint holds the state before the loss diverged. Start a new run with a lower",
         f"`training.learning_rate`{than}, or look at the files that these updates learn (`engine data`).",
     ]
     replace_text(path, "\n".join(lines) + "\n")

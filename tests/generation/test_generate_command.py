@@ -51,7 +51,7 @@ def test_at_a_place_in_a_file(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["demo"], "nothing to go on with"),
+        (["demo"], "no prompt was given"),
         (["demo", "--file", "/nowhere/at/all.py:3"], "/nowhere/at/all.py: No such file"),
         (["demo", "--prompt", "x", "--top-p", "3"], "--top-p"),
         (["demo", "--prompt", "x", "--max-tokens", "0"], "--max-tokens"),

@@ -283,7 +283,7 @@ def test_who_follows_a_run_hears_that_its_folder_was_renamed(options, tmp_path):
         said = follower.stderr.read()
     assert follower.returncode == 4
     assert f"run directory {run.path} was renamed or deleted" in said
-    assert "without a last word" not in said
+    assert "without reporting an error" not in said
     handle = RunHandle.attach(RunDirectory(moved))
     handle.send(Stop(id="end", save=False))  # the short recipe does not look for its folder, and has a minute to go
     assert drain(handle)
