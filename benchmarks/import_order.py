@@ -1,4 +1,4 @@
-"""How often a definition stands before its uses in the engine's order, by a resolver of its own.
+"""Measures how often a definition stands before its uses in the engine's order, by a resolver of its own.
 
     python benchmarks/import_order.py DIR... [--json FILE]
 

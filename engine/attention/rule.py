@@ -1,4 +1,4 @@
-"""How a layer attends, apart from its queries, keys and values."""
+"""The mask and scores of a layer's call: window, chunks, sinks, scale."""
 
 from __future__ import annotations
 

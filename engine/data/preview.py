@@ -1,4 +1,4 @@
-"""What a configuration's data would be, before anything is trained: builds the store, and reports. No torch."""
+"""Builds a configuration's token store and reports on it, before anything is trained. No torch."""
 
 from __future__ import annotations
 

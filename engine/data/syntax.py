@@ -1,4 +1,4 @@
-"""What a source file imports, and the lines that it is best cut before.
+"""Finds the imports of a source file, and the lines that it is best cut before.
 
 Import statements are found by their first word and taken apart by their language's grammar (tree-sitter), which reads
 text and never runs it; names that are defined and mentioned are found by engine.data.imports. Definitions are told by

@@ -1,4 +1,4 @@
-"""What a repository's training files add to a prompt: the snippets nearest to it, or whole files as far as they go.
+"""Adds a repository's training files to a prompt: the snippets nearest to it, or whole files as far as they go.
 
 A model that is given pieces of the repository is what an adapter has to be better than; published comparisons find
 that retrieval often helps more than fine-tuning, and both together most (arXiv 2303.12570, 2402.01017).

@@ -1,4 +1,4 @@
-"""What llama.cpp takes of single families from a file's metadata, and what it computes otherwise than the model.
+"""Metadata that llama.cpp reads for single families, and where it computes otherwise than the model.
 
 The facts are those of llama.cpp's loaders (src/models) and of its converter (conversion/).
 """

@@ -1,4 +1,4 @@
-"""What past runs of a machine took, beside what was predicted for them, so that later predictions learn from it."""
+"""Corrects predictions by what past runs of a machine took, beside what was predicted for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the attention of a decoder's layers stores and sees; layers of the same kind together. Pure data."""
+"""Shapes of the attention of a decoder's layers, by kind: what each stores and sees. Pure data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where what waits between the passes of a streamed step may live: the combinations that the planner compares."""
+"""Lists the homes (GPU, host, disk) of what waits between a streamed step's passes, for the planner to compare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a streamed step goes over its layers and their keys, as engine.streaming does it. Pure arithmetic.
+"""Counts the passes of a streamed step over its layers and their keys (engine.streaming). Pure arithmetic.
 
 Layers of each kind of attention are counted by themselves: they store other widths, and see other keys. A run on a CPU
 that counts the bytes of its copies holds these figures (tests/plan/test_moved_bytes.py).

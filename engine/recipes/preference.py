@@ -1,4 +1,4 @@
-"""What only runs with `training.objective=dpo` do: refusals, the reference, scoring of held-out pairs."""
+"""The parts of a run with `training.objective=dpo`: refusals, the reference, scoring of held-out pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request must have before it is read: the token, and on loopback a Host header that names this machine.
+"""Refuses requests without the token, and on loopback those whose Host header does not name this machine.
 
 A web page can make a browser send requests to loopback, under a name of its own whose address it changes (DNS
 rebinding). Such requests carry that name. Requests with a body must be declared as JSON, for which a browser first asks

@@ -1,4 +1,4 @@
-"""How a layer couples the tiles of a sequence: what a tile takes from earlier tiles, and gives a gradient back to."""
+"""Couples the tiles of a sequence in a layer: the state that a tile takes from earlier ones, and its gradient."""
 
 from __future__ import annotations
 

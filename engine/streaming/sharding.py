@@ -1,4 +1,4 @@
-"""How a sequence is divided among the ranks that compute a streamed step together; a single process takes all of it."""
+"""Divides a sequence among the ranks that share a streamed step; a single process takes all of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detects loss spikes."""
+"""Detects loss spikes, from which a run is rolled back (engine.training.recovery)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernels of engine.models.recurrent_kernels and engine.models.fused hold, as stand-ins without numbers.
+"""Stands in for the kernels of engine.models.recurrent_kernels and engine.models.fused, holding what they hold.
 
 Each allocates what its kernel does, in the kernel's order, so that tensors are counted as they come and go on a GPU.
 The orders are those of flash-linear-attention 0.6 (fla/ops/gated_delta_rule/chunk.py, fla/modules/causal_conv1d/ops.py,
