@@ -210,7 +210,7 @@ def marks(view: RunView, x_kind: str) -> list[Mark]:
         return []
     places = values(view.history.steps[x_kind])
     found = []
-    for one in view.happenings:
+    for one in view.events:
         if one.kind in MARKED:
             index = min(int(np.searchsorted(steps, one.step)), steps.size - 1)
             found.append(Mark(x=float(places[index]), sign=SIGNS[one.kind], style=MARKED[one.kind]))

@@ -27,7 +27,7 @@ from engine.protocol.wire import Envelope
 from engine.quantities import counted
 
 LOG_LINES_KEPT = 5_000
-HAPPENINGS_KEPT = 1_000
+EVENTS_KEPT = 1_000
 LONGEST_TEXT = 10_000
 """Characters of a line that are kept; the journal holds the rest."""
 
@@ -92,8 +92,8 @@ class RunView:
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_LINES_KEPT))
     log_count: int = 0
     "Total lines logged; a pane compares it with the number that it has drawn."
-    happenings: deque[RunEvent] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
-    happening_count: int = 0
+    events: deque[RunEvent] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
+    event_count: int = 0
 
     @property
     def ended(self) -> bool:
@@ -247,8 +247,8 @@ class RunView:
     def _tell(self, envelope: Envelope, kind: str, text: str, remedy: str = "") -> None:
         """Adds an entry to the list of events and to the log."""
         text, remedy = _shortened(text), _shortened(remedy)
-        self.happenings.append(RunEvent(time=envelope.time, step=self.done_steps, kind=kind, text=text, remedy=remedy))
-        self.happening_count += 1
+        self.events.append(RunEvent(time=envelope.time, step=self.done_steps, kind=kind, text=text, remedy=remedy))
+        self.event_count += 1
         level = "error" if self.failed is not None else "warning" if kind in ("warning", "recovery") else "info"
         self._log(envelope, level, f"{text} ({remedy})" if remedy else text)
 

@@ -114,7 +114,7 @@ class MonitorScreen(RunCommands, ChartScreen):
             id(history),
             history.steps.version,
             history.held_out.version,
-            run.view.happening_count,
+            run.view.event_count,
             run.planned,
             self.size,
         )
@@ -175,8 +175,8 @@ class MonitorScreen(RunCommands, ChartScreen):
         """Draws the tabs above log and events; if only one is on screen, each also names the other."""
         pane, view = self.query_one(LogPane), run.view
         apart = self.has_class("-wide")
-        told = sum(1 for one in view.happenings if one.remedy)
-        counted = f"Events {view.happening_count:,}" + (f" · ! {told}" if told else "")
+        told = sum(1 for one in view.events if one.remedy)
+        counted = f"Events {view.event_count:,}" + (f" · ! {told}" if told else "")
         found = f"“{pane.highlight}”: {pane.shown:,} of {len(view.log):,} lines" if pane.highlight else "search"
         level = "all" if self._least == LEVELS[0] else f"{self._least} and above"
         log = Choice(key="l", label="Log", action="toggle_pane", chosen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from elite_tui.runs.view import HAPPENINGS_KEPT, RunEvent, RunView
+from elite_tui.runs.view import EVENTS_KEPT, RunEvent, RunView
 from elite_tui.widgets.line_pane import LinePane, Row, clock_in_words
 
 SIGNS = {
@@ -38,14 +38,14 @@ class EventList(LinePane):
 
     def follow(self, run: RunView) -> None:
         """Appends the events since the last call."""
-        if run is not self._run or len(self.rows) > 6 * HAPPENINGS_KEPT:
+        if run is not self._run or len(self.rows) > 6 * EVENTS_KEPT:
             self._run = run
             self._fold_all()
             return
-        new = min(run.happening_count - self._drawn, len(run.happenings))
+        new = min(run.event_count - self._drawn, len(run.events))
         if new and self.line_width:
-            self._drawn = run.happening_count
-            self.extend(self._rows_of(list(run.happenings)[-new:]))
+            self._drawn = run.event_count
+            self.extend(self._rows_of(list(run.events)[-new:]))
 
     def on_resize(self) -> None:
         """Wraps the lines to the new width."""
@@ -53,11 +53,11 @@ class EventList(LinePane):
 
     def _fold_all(self) -> None:
         if self._run is not None and self.line_width:
-            self._drawn = self._run.happening_count
-            self.replace(self._rows_of(self._run.happenings))
+            self._drawn = self._run.event_count
+            self.replace(self._rows_of(self._run.events))
 
-    def _rows_of(self, happenings: Iterable[RunEvent]) -> Iterable[Row]:
-        for one in happenings:
+    def _rows_of(self, events: Iterable[RunEvent]) -> Iterable[Row]:
+        for one in events:
             clock = clock_in_words(int(one.time))
             gutter = f"{clock} {SIGNS.get(one.kind, '·')} "
             failed = one.kind == "end" and bool(one.remedy)

@@ -28,7 +28,7 @@ from engine.optim.build import Stateful, Updating, build_updating
 from engine.optim.schedule import peak_rate
 from engine.plan.step_layout import StepLayout
 from engine.protocol.events import PhaseChanged
-from engine.recipes.rank_data import ALONE, Sharing
+from engine.recipes.sharing import ALONE, Sharing
 from engine.recipes.step_choice import fallback_step
 from engine.steps import partial_checkpoint
 from engine.steps.failures import memory_errors

@@ -32,8 +32,8 @@ from engine.recipes.building import Learning, base_changes, build_learning, buil
 from engine.recipes.final_eval import final_eval
 from engine.recipes.preference import Preferences, refuse_combinations, refuse_dropout
 from engine.recipes.promises import keep_for_later_plans, keep_promise
-from engine.recipes.rank_data import Sharing, choose_sharing
 from engine.recipes.setup import Setup, identify_base, set_up
+from engine.recipes.sharing import Sharing, choose_sharing
 from engine.recipes.stages import StageSwitch, updates_of
 from engine.runs.journal import read_events
 from engine.steps import partial_checkpoint

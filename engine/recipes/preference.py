@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from engine.data.window_source import Update
     from engine.data.windows import Windows
     from engine.models.fine_tuning import FineTuning
-    from engine.recipes.rank_data import Sharing
+    from engine.recipes.sharing import Sharing
     from engine.runs.context import TrainingSession
     from engine.steps.whole_step import TrainingStep
 

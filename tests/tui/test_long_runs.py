@@ -156,7 +156,7 @@ def test_a_long_text_is_shortened_and_says_so():
     view.apply(Envelope(run="r", seq=0, time=1.0, event=LogLine(level="info", text="x" * 1_000_000)))
     view.apply(Envelope(run="r", seq=1, time=1.0, event=WarningRaised(code="c", text="y" * 30_000, hint="z" * 30_000)))
     assert view.log[0].text == "x" * LONGEST_TEXT + " … 990,000 more characters"
-    assert len(view.happenings[0].remedy) < LONGEST_TEXT + 40
+    assert len(view.events[0].remedy) < LONGEST_TEXT + 40
 
 
 class Pane(LinePane):

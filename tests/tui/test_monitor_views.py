@@ -457,7 +457,7 @@ async def test_a_resumed_run_goes_on_where_it_was():
         )
         await until(pilot, lambda: "step 20/60" in text_of(app, "#progress"))
         assert len(app.state.run.history.steps) == 20
-        assert "resumed after step 20" in app.state.run.happenings[-2].text
+        assert "resumed after step 20" in app.state.run.events[-2].text
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (200, 60)])

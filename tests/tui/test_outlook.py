@@ -96,7 +96,7 @@ def test_the_parts_of_a_phase_have_their_own_time_and_share_that_of_the_plan():
     assert "loading" not in progress_lines(run, 120, 104.5)[-1].plain
     # What is left of the phase does not begin again with each part.
     assert remaining(view, PROMISED, 104.0).seconds == pytest.approx(1 + 10 + 15 + 20 + 60 + 30)
-    assert [part.kind for part in view.happenings].count("phase") == 4
+    assert [part.kind for part in view.events].count("phase") == 4
     at(200.0, PhaseChanged(phase="starting"), view=view)  # resumed
     assert "1.0s of about 5.0s" in progress_lines(run, 120, 201.0)[-1].plain
     at(210.0, PhaseChanged(phase="data", detail="reading the repositories"), view=view)

@@ -1,4 +1,4 @@
-"""Chooses the kind of step by the run's process group and strategy."""
+"""Chooses how the ranks of a run share its work, and the steps that do it."""
 
 from __future__ import annotations
 
