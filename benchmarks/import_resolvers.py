@@ -1,7 +1,7 @@
 """Resolves the imports of each language for benchmarks/import_order.py.
 
 Each has one rule, which shares no code with engine.data.imports: text is read letter by letter, and a definition is
-what a line says.
+what a line says. Languages whose files name paths stand here, those whose files name definitions in name_resolvers.py.
 """
 
 from __future__ import annotations
@@ -10,171 +10,10 @@ import json
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-Pair = tuple[str, str]
-Texts = dict[str, str]
-
-
-# --- text --------------------------------------------------------------------------------------------------
-
-
-def without_comments(text: str, line: tuple[str, ...], block: tuple[str, str] | None, quotes: str) -> str:
-    """The text with comments and strings blanked, read letter by letter."""
-    out: list[str] = []
-    place = 0
-    while place < len(text):
-        if any(text.startswith(sign, place) for sign in line):
-            end = text.find("\n", place)
-            place = len(text) if end < 0 else end
-        elif block and text.startswith(block[0], place):
-            end = text.find(block[1], place + len(block[0]))
-            out.append(" ")
-            place = len(text) if end < 0 else end + len(block[1])
-        elif text[place] in quotes:
-            sign = text[place]
-            triple = text[place : place + 3] == sign * 3
-            close = sign * 3 if triple else sign
-            place += len(close)
-            while place < len(text) and not text.startswith(close, place):
-                if text[place] == "\\" and not triple:
-                    place += 1
-                elif text[place] == "\n" and not triple and sign != "`":
-                    break
-                place += 1
-            place += len(close)
-            out.append('""')
-        else:
-            out.append(text[place])
-            place += 1
-    return "".join(out)
-
-
-def c_like(text: str) -> str:
-    return without_comments(text, ("//",), ("/*", "*/"), '"')
-
-
-def words(code: str) -> set[str]:
-    return set(re.split(r"\W+", code))
-
-
-# --- languages ---------------------------------------------------------------------------------------------
-
-
-def by_name(texts: Texts, defines: Callable[[str], Iterable[str]], scope: Callable[[str], set[str]]) -> set[Pair]:
-    """Pairs by names that one file alone defines; `scope` gives the namespaces that a file sees ("*": all)."""
-    codes = {name: c_like(text) for name, text in texts.items()}
-    definers: dict[str, set[str]] = defaultdict(set)
-    for name, code in codes.items():
-        for defined in defines(code):
-            definers[defined].add(name)
-    spaces = {name: own_space(code) for name, code in codes.items()}
-    pairs = set()
-    for name, code in codes.items():
-        seen = scope(code)
-        for word in words(code):
-            found = definers.get(word, set())
-            if len(found) == 1 and len(word) > 1:
-                [definer] = found
-                if definer != name and ("*" in seen or spaces[definer] in seen):
-                    pairs.add((name, definer))
-    return pairs
-
-
-def own_space(code: str) -> str:
-    found = re.search(r"(?m)^\s*(?:namespace|package)\s+(?!object)([\w.]+)", code)
-    return found[1] if found else ""
-
-
-def csharp(texts: Texts) -> set[Pair]:
-    everywhere = {m for text in texts.values() for m in re.findall(r"(?m)^\s*global using ([\w.]+);", text)}
-
-    def sees(code: str) -> set[str]:
-        own = own_space(code)
-        parts = own.split(".")
-        around = {".".join(parts[:count]) for count in range(len(parts) + 1)}
-        return around | everywhere | set(re.findall(r"(?m)^\s*(?:global )?using (?:static )?([\w.]+);", code))
-
-    return by_name(
-        texts,
-        lambda code: re.findall(r"\b(?:class|struct|interface|enum|record)\s+([A-Z]\w*)", code),
-        sees,
-    )
-
-
-def swift(texts: Texts) -> set[Pair]:
-    return by_name(
-        texts,
-        lambda code: re.findall(r"\b(?:class|struct|enum|protocol|actor|typealias)\s+([A-Z]\w*)", code),
-        lambda _: {"*"},
-    )
-
-
-def jvm(texts: Texts) -> set[Pair]:
-    """A full name that is imported, or a name of the same package."""
-    types = r"\b(?:class|interface|object|trait|enum|record|typealias|@interface)\s+([A-Za-z]\w*)"
-    top = r"(?m)^(?:[a-z]+ )*(?:fun|val|var|def)\s+(?:<[^>\n]*>\s*)?(?:[\w<>?, *]+\.)?(\w+)"
-    full: dict[str, set[str]] = defaultdict(set)
-    codes = {name: c_like(text) for name, text in texts.items()}
-    for name, code in codes.items():
-        defined = set(re.findall(types, code))
-        if not name.endswith(".java"):
-            defined |= set(re.findall(top, code))
-        for each in defined:
-            full[f"{own_space(code)}.{each}"].add(name)
-    pairs = set()
-    for name, code in codes.items():
-        # A small word is a function's name where it is called, and a variable's elsewhere.
-        used = {word for word in words(code) if word[:1].isupper()} | set(re.findall(r"(?<![.\w])[a-z]\w*(?=\()", code))
-        wanted = {f"{own_space(code)}.{word}" for word in used}
-        for line in re.findall(r"(?m)^\s*import\s+(?:static\s+)?(.+)$", code):
-            head, brace, rest = line.strip().rstrip(";").partition("{")
-            for item in rest.rstrip("}").split(",") if brace else [""]:
-                path = (head + re.split(r"=>| as ", item)[0]).replace("`", "").strip().split(" as ")[0]
-                parts = path.split(".")
-                if parts[-1] in ("*", "_"):
-                    space = ".".join(parts[:-1])
-                    wanted |= {f"{space}.{word}" for word in words(code)}
-                    parts = parts[:-1]
-                wanted |= {".".join(parts[:count]) for count in range(2, len(parts) + 1)}
-        for each in wanted:
-            found = full.get(each, set())
-            if len(found) == 1 and found != {name}:
-                pairs.add((name, *found))
-    return pairs
-
-
-def php(texts: Texts) -> set[Pair]:
-    full: dict[str, set[str]] = defaultdict(set)
-    codes = {name: without_comments(text, ("//", "# "), ("/*", "*/"), "'\"") for name, text in texts.items()}
-    spaces = {}
-    for name, code in codes.items():
-        found = re.search(r"(?m)^\s*namespace\s+([\w\\]+)", code)
-        spaces[name] = found[1] if found else ""
-        for kind in re.findall(r"(?m)^\s*(?:abstract |final |readonly )*(?:class|interface|trait|enum)\s+(\w+)", code):
-            full[f"{spaces[name]}\\{kind}".strip("\\")].add(name)
-    pairs = set()
-    for name, code in codes.items():
-        names = {}
-        for line in re.findall(r"(?m)^use\s+([\w\\ ]+);", code):
-            path, _, alias = line.partition(" as ")
-            path = path.strip("\\ ")
-            names[alias.strip() or path.rpartition("\\")[2]] = path
-        wanted = set(names.values())
-        for word in set(re.findall(r"(?<![$\w\\>:])\\?[A-Z][\w\\]*", code)):
-            if word.startswith("\\"):
-                wanted.add(word[1:])
-            elif word.partition("\\")[0] in names:
-                head, _, rest = word.partition("\\")
-                wanted.add(f"{names[head]}\\{rest}".strip("\\"))
-            else:
-                wanted.add(f"{spaces[name]}\\{word}".strip("\\"))
-        for each in wanted:
-            found_in = full.get(each, set())
-            if len(found_in) == 1 and found_in != {name}:
-                pairs.add((name, *found_in))
-    return pairs
+from name_resolvers import Pair, Texts, csharp, elixir, jvm, perl, php, swift, terraform, without_comments, words
 
 
 def ruby(texts: Texts) -> set[Pair]:
@@ -232,35 +71,6 @@ def proto(texts: Texts) -> set[Pair]:
             found = [each for each in texts if f"/{each}".endswith(f"/{path}")]
             if len(found) == 1 and found != [name]:
                 pairs.add((name, found[0]))
-    return pairs
-
-
-def terraform(texts: Texts) -> set[Pair]:
-    pairs = set()
-    folders: dict[str, list[str]] = defaultdict(list)
-    for name in texts:
-        folders[posixpath.dirname(name)].append(name)
-    for folder, names in folders.items():
-        where: dict[str, set[str]] = defaultdict(set)
-        for name in names:
-            code = without_comments(texts[name], ("#", "//"), ("/*", "*/"), "")
-            for each in re.findall(r'(?m)^variable "([^"]+)"', code):
-                where[f"var.{each}"].add(name)
-            for each in re.findall(r'(?m)^module "([^"]+)"', code):
-                where[f"module.{each}"].add(name)
-            for each in re.findall(r'(?m)^resource "([^"]+)" "([^"]+)"', code):
-                where[".".join(each)].add(name)
-            for each in re.findall(r'(?m)^data "([^"]+)" "([^"]+)"', code):
-                where["data." + ".".join(each)].add(name)
-        for name in names:
-            code = without_comments(texts[name], ("#", "//"), ("/*", "*/"), "")
-            for address in set(re.findall(r"(?<![\w.])(?:data\.)?[a-z]\w*\.[\w-]+", code)):
-                found = where.get(address, set())
-                if len(found) == 1 and found != {name}:
-                    pairs.add((name, *found))
-            for source in re.findall(r'source\s*=\s*"(\.[./\w-]*)"', code):
-                for other in folders.get(posixpath.normpath(posixpath.join(folder, source)).removeprefix("."), ()):
-                    pairs.add((name, other))
     return pairs
 
 
@@ -411,15 +221,84 @@ def typescript(texts: Texts, root: Path) -> set[Pair]:
     return pairs
 
 
+def dart(texts: Texts, root: Path) -> set[Pair]:
+    """Directives up to the first other statement, word by word; packages by the name: line of pubspec.yaml."""
+    packages = {}
+    for manifest in root.rglob("pubspec.yaml"):
+        for line in manifest.read_text("utf-8", "replace").splitlines():
+            if line.startswith("name:"):
+                packages[line[5:].strip().strip("'\"")] = posixpath.relpath(manifest.parent, root)
+    pairs = set()
+    for name, text in texts.items():
+        directive = ""
+        for line in text.splitlines():
+            stripped = line.partition(" //")[0].strip()
+            if directive or stripped.startswith(("import ", "export ", "part ")):
+                directive += " " + stripped
+                if not stripped.endswith(";"):
+                    continue
+                quoted = directive.replace('"', "'").split("'")[1::2]
+                for uri in quoted if " part of " not in directive else ():
+                    target = posixpath.normpath(posixpath.join(posixpath.dirname(name), uri))
+                    if uri.startswith("package:"):
+                        package, _, rest = uri[8:].partition("/")
+                        target = posixpath.normpath(posixpath.join(packages.get(package, "?"), "lib", rest))
+                    if target in texts and target != name:
+                        pairs.add((name, target))
+                directive = ""
+    return pairs
+
+
+def haskell(texts: Texts) -> set[Pair]:
+    """Modules at the path of their name, line by line; one that several packages have counts for none."""
+    pairs = set()
+    for name, text in texts.items():
+        for line in text.splitlines():
+            parts = line.split("--")[0].replace("(", " ").split()
+            if parts[:1] != ["import"] or "SOURCE" in line:
+                continue
+            parts = [part for part in parts[1:] if part not in ("qualified", "safe") and not part.startswith('"')]
+            path = parts[0].replace(".", "/") + ".hs" if parts else "?"
+            found = [each for each in texts if f"/{each}".endswith(f"/{path}")]
+            # A shorter name may end another one's path.
+            found = [each for each in found if re.search(rf"(?m)^module\s+{re.escape(parts[0])}(?![\w.])", texts[each])]
+            if len(found) == 1 and found != [name]:
+                pairs.add((name, found[0]))
+    return pairs
+
+
+def shell(texts: Texts) -> set[Pair]:
+    """Words behind `source` or `.` whose end is the path of one script alone."""
+    pairs = set()
+    for name, text in texts.items():
+        for line in text.splitlines():
+            parts = line.strip().split()
+            if len(parts) > 1 and parts[0] in ("source", "."):
+                word = parts[1].strip("\"';")
+                tail = word[max(word.rfind(sign) for sign in "})$") + 1 :] if set(word) & set("})$") else word
+                if "$" in word and not word.endswith("}"):
+                    tail = word.rpartition("$")[2].partition("/")[2] if "}" not in tail and ")" not in tail else tail
+                tail = re.sub(r"^(?:[^/]*[)}])?(?:\.*/)*", "", tail)
+                found = [each for each in texts if tail and f"/{each}".endswith(f"/{tail.lstrip('/')}")]
+                if len(found) == 1 and found != [name]:
+                    pairs.add((name, found[0]))
+    return pairs
+
+
 RULES: dict[str, tuple[tuple[str, ...], Callable[..., set[Pair]]]] = {
     "C#": ((".cs",), csharp),
+    "Dart": ((".dart",), dart),
+    "Elixir": ((".ex", ".exs"), elixir),
     "Go": ((".go",), go),
+    "Haskell": ((".hs",), haskell),
     "JVM": ((".java", ".kt", ".scala"), jvm),
     "Lua": ((".lua",), lua),
     "PHP": ((".php",), php),
+    "Perl": ((".pm", ".pl", ".t"), perl),
     "Proto": ((".proto",), proto),
     "Ruby": ((".rb",), ruby),
     "Rust": ((".rs",), rust),
+    "Shell": ((".sh", ".bash"), shell),
     "Swift": ((".swift",), swift),
     "Terraform": ((".tf",), terraform),
     "TypeScript": ((".ts", ".tsx", ".mts", ".cts", ".js", ".jsx", ".mjs"), typescript),
