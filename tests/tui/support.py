@@ -14,6 +14,7 @@ from textual.pilot import Pilot
 from textual.strip import Strip
 from textual.widgets import Input, Static, TextArea
 
+from elite_tui import redraw_throttle
 from elite_tui.app import EliteApp
 from elite_tui.client.calls import Engine
 from elite_tui.remote_data import RemoteData
@@ -326,7 +327,7 @@ async def still(pilot: Pilot) -> None:
     former: list[Strip] = []
     same = 0
     while same < 5:
-        await pilot.pause(0.06)
+        await pilot.pause(redraw_throttle.SHORTEST / 4)
         for field in pilot.app.screen.query(Input):  # also in a form mounted in the meantime
             field.cursor_blink = False
         present = pilot.app.screen._compositor.render_strips()
