@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 from hypothesis import settings
@@ -13,6 +14,10 @@ from engine.hardware.environment import limit_omp_spin
 # Each worker of pytest-xdist has one core. Two threads wait for one another: they take three times the processor time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 limit_omp_spin(os.environ)
+
+# Where the environment asks for no bytecode, each of hundreds of processes would compile the engine again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What was measured on the machine that runs the tests would change what they plan.
 _CACHE = tempfile.mkdtemp(prefix="elite-tests-")
