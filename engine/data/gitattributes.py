@@ -1,7 +1,9 @@
 """Reads from .gitattributes files which files are generated, vendored or documentation, and their language.
 
 Each file's rules hold for its folder and those below; the nearest file with an opinion decides, within it the last
-line. The attributes are those of GitHub's linguist, which people set so that others' code does not count as theirs.
+line. The attributes are those of GitHub's linguist, which people set so that others' code does not count as theirs. A
+word that is no attribute, as in `gen/** linguist-generated # by protoc`, leaves the line's others, as for libgit2, with
+which linguist reads them; git itself passes over the whole line.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from engine.data.gitignore import pattern_to_regex
+from engine.data.gitignore import bytewise, pattern_to_regex
 from engine.data.safe_files import Folder, NotRegularError
 
 NAME = ".gitattributes"
@@ -37,7 +39,11 @@ _Rules = list[tuple[re.Pattern[str], list[_Said]]]
 _MACRO = "[attr]"
 _ESCAPED = re.compile(r"\\([0-7]{3}|.)")
 _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
-_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_BLANK = " \t\r\n"
+"What stands between words: no other white space does."
+_WORDS = re.compile(f"[^{_BLANK}]+")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\[abfnrtv"\\]|\\[0-3][0-7]{2})*)"')
+"With other escapes, quotation marks are a part of the pattern."
 _FIRST = PurePosixPath(".git/info/attributes")
 "What git reads before all else."
 
@@ -68,7 +74,8 @@ class Attributes:
         for pattern, words in lines:
             said = [each for word in words if (each := _said(word))[0] in _KNOWN or each[0] in self._macros]
             if said and pattern != _MACRO and not pattern.startswith("!") and not pattern.endswith("/"):
-                regex, _ = pattern_to_regex(pattern)
+                # Within quotation marks # begins no comment.
+                regex, _ = pattern_to_regex("\\" * pattern.startswith("#") + bytewise(pattern))
                 if regex is not None:
                     found.append((regex, said))
         return found
@@ -82,7 +89,8 @@ class Attributes:
         ]
         first, *outer = [(f"{folder}/{path}" if folder else str(path), rules) for folder, rules in self._all]
         found: dict[str, bool | str | None] = {}
-        for name, rules in (first, *below, *outer):
+        for path_text, rules in (first, *below, *outer):
+            name = bytewise(path_text)
             for regex, said in reversed(rules):
                 if not all(attribute in found for attribute, _ in said) and regex.search(name):
                     self._take(said, found)
@@ -116,13 +124,13 @@ def _lines(folder: Folder, path: PurePosixPath) -> list[tuple[str, list[str]]]:
     except NotRegularError:
         return []
     found = []
-    for line in map(str.strip, content.removeprefix("\ufeff").split("\n")):
+    for line in (each.strip(_BLANK) for each in content.removeprefix("\ufeff").split("\n")):
         if line.startswith(_MACRO):
-            found.append((_MACRO, line.removeprefix(_MACRO).split()))
+            found.append((_MACRO, _WORDS.findall(line.removeprefix(_MACRO))))
         elif quoted := _QUOTED.match(line):
-            found.append((_unquoted(quoted[1]), line[quoted.end() :].split()))
+            found.append((_unquoted(quoted[1]), _WORDS.findall(line[quoted.end() :])))
         elif line and not line.startswith("#"):
-            pattern, *words = line.split()
+            pattern, *words = _WORDS.findall(line)
             found.append((pattern, words))
     return found
 
