@@ -87,8 +87,8 @@ class JsonWindow:
                     raise
                 size *= 2
                 continue
-            # A number may go on in the next chunk; what follows shows that it does not.
-            if end < len(text) or wrong is not None or last:
+            # A number may go on in the next chunk, as 0. and 1e- do; what follows shows that it does not.
+            if end <= len(text) - _TAIL or wrong is not None or last:
                 self._at += len(text[:end].encode("utf-8", "surrogatepass"))
                 return value
             size *= 2
