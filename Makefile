@@ -37,7 +37,7 @@ demo: $(STAMP) ## Train the embedded model on this project's own source (no GPU,
 run: $(STAMP) ## Start the wizard
 	$(BIN)/elite-tui
 
-test: $(DEV) ## Run the test suite
+test: $(DEV) ## Run the test suite, with the same examples of each property every time
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15 $(ARGS)
 
 test-quick: $(DEV) ## Run the tests that take less than 0.6 s each: three minutes on two cores
@@ -59,8 +59,8 @@ test-oldest: $(DEV) ## Run the quick tests with the oldest versions that pyproje
 coverage: $(DEV) ## Run the test suite, and say which lines it does not reach
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-test-all: $(DEV) ## Run the test suite with the slow tests
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu" --durations=15 $(ARGS)
+test-all: $(DEV) ## Run the test suite with the slow tests, and with more and other examples of each property
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not gpu" --hypothesis-profile=explore --durations=15 $(ARGS)
 
 test-gpu: $(DEV) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu --durations=15 $(ARGS)

@@ -7,7 +7,9 @@ import shutil
 import sys
 import tempfile
 
-from hypothesis import settings
+import pytest
+from hypothesis import HealthCheck, is_hypothesis_test, settings
+from hypothesis.internal.conjecture import providers
 
 from engine.hardware.environment import limit_omp_spin
 
@@ -24,14 +26,33 @@ _CACHE = tempfile.mkdtemp(prefix="elite-tests-")
 atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
 os.environ["XDG_CACHE_HOME"] = _CACHE
 
-# A machine that has other work is slow, not wrong.
-settings.register_profile("any-machine", deadline=None)
-settings.load_profile("any-machine")
+# A machine that has other work is slow, not wrong. The same tests pass or fail on every machine, whoever changed what;
+# `make test-all` looks further, each time elsewhere.
+_ANYWHERE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", _ANYWHERE, derandomize=True, database=None)
+settings.register_profile("explore", _ANYWHERE, derandomize=False, print_blob=True)
+settings.load_profile("same")
+# Hypothesis also tries constants of the modules that are loaded so far, which differ from worker to worker.
+_constants, _none = providers._get_local_constants, providers.Constants()
+providers._get_local_constants = lambda: _none if settings.default.derandomize else _constants()
+_EXPLORED = 5
+"Times as many examples while exploring."
 
 pytest_plugins = ["tests.quick"]
 
 # A pass of the garbage collector over the million objects that collection leaves takes half a second.
 gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives each property more examples while exploring, also those that set a number of their own."""
+    if settings.default.derandomize:
+        return
+    tests = {getattr(item.obj, "__func__", item.obj) for item in items if isinstance(item, pytest.Function)}
+    for test in filter(is_hypothesis_test, tests):
+        # The one place where Hypothesis keeps them: a second @settings is refused.
+        own = test._hypothesis_internal_use_settings
+        test._hypothesis_internal_use_settings = settings(own, max_examples=_EXPLORED * own.max_examples)
 
 
 def pytest_collection_finish() -> None:

@@ -58,7 +58,7 @@ def test_every_byte_once_in_path_order_on_its_side(write: Write, build: Build) -
 source = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=200)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(
     contents=st.lists(source, min_size=2, max_size=6, unique=True),
     context=st.integers(64, 300),

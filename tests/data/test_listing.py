@@ -37,7 +37,7 @@ def plant(root: Path, names: list[str]) -> None:
         path.write_text("x\n")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(names=tree, ignored=rules)
 def test_a_plain_folder_is_read_as_git_would(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], ignored: dict[str, list[str]]
