@@ -312,8 +312,13 @@ class _OnDevice:
     def too_large(self, work: Workload, coarsest: StreamPlan, finest: StreamPlan, budget: Budget) -> bool:
         """Whether a plan leaves no room on the host or the disk with any of its grains."""
         needed = dict(self.rest)
-        # Staging is least with the shortest tiles, and states at the tiles' borders with the longest.
-        for line in (*_staged(work, finest), *border_state_parts(work, coarsest, "gpu")) if needed else ():
+        if not needed:
+            return False
+        # Staging is least with the shortest tiles; states at the tiles' borders with the longest, and so are keys and
+        # values, of which a window of one tile saves none.
+        pairs = zip(_staged(work, coarsest), _staged(work, finest), strict=True)
+        least = (min(pair, key=lambda line: line.bytes) for pair in pairs)
+        for line in (*least, *border_state_parts(work, coarsest, "gpu")):
             if line.where in needed:
                 needed[line.where] += line.bytes
         return any(size > budget.limit(where) for where, size in needed.items())
