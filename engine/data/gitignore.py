@@ -112,7 +112,8 @@ def _set_aside(pattern: str) -> tuple[str, list[str]]:
     Raises:
         ValueError: git matches nothing by it.
     """
-    plain, meant, at, is_anchored = "", [], 0, False
+    plain, at, is_anchored = "", 0, False
+    meant: list[str] = []
     while at < len(pattern):
         is_escaped = pattern[at] == "\\"
         char = pattern[at + is_escaped : at + is_escaped + 1]
