@@ -31,7 +31,7 @@ from engine.data.secret_rules import (
 )
 from engine.data.secret_rules.searched_text import SearchedText, candidates, is_random_looking
 
-REVISION = 11
+REVISION = 12
 "Raised when the same text would be masked otherwise; part of every store's key."
 PLACEHOLDER = "REDACTED"
 "What a secret is replaced by."
@@ -77,9 +77,9 @@ def find_secrets(text: str, language: str, allowed: Collection[str] = ()) -> lis
     if found and (public := keys.public_blocks(text)):
         found = [one for one in found if not _is_within(one, public)]
         kinds = {text[secret.start : secret.end]: secret.kind for secret in found}
-    if numbered := _numbered(text, kinds):
-        found = [one for one in found if text[one.start : one.end] not in numbered]
-        kinds = {value: kind for value, kind in kinds.items() if value not in numbered}
+    if others := _numbered(text, kinds) | _named_in_code(text, kinds):
+        found = [one for one in found if text[one.start : one.end] not in others]
+        kinds = {value: kind for value, kind in kinds.items() if value not in others}
     for value, kind in kinds.items():
         found += _everywhere(text, kind, value)
     if allowed:
@@ -101,6 +101,7 @@ _LEAST_REPEATED = 8
 
 
 _BY_NAME = frozenset({"password", "secret by its name"})
+_BY_PLACE = _BY_NAME | {"secret beside its name", "credential in a call"}
 _LEAST_NUMBERED = 5
 "Values that differ in their numbers alone, from which on they are a series: placeholders, keys of translations."
 _LONGEST_NUMBERED = 60
@@ -122,6 +123,38 @@ def _numbered(text: str, kinds: Mapping[str, str]) -> set[str]:
             series = re.compile(r"\d{1,12}".join(map(re.escape, parts)))
             if len(set(series.findall(text))) >= _LEAST_NUMBERED:
                 found.update(values)
+    return found
+
+
+_NAME = re.compile(r"(?=\w{0,60}[a-z])[A-Za-z_]\w{5,60}")
+_DEFINES = re.compile(
+    r"(?:^|[\s;{}(])(?:(?:class|struct|enum|interface|trait|protocol|def|func|fn|function)|(?P<made>new))[ \t]{1,8}$"
+)
+"What stands before a name that a text defines, or makes one of."
+_FURTHEST_BEFORE = 24
+_MOST_PLACES = 40
+"Where a value stands that are looked at."
+
+
+def _named_in_code(text: str, kinds: Mapping[str, str]) -> set[str]:
+    """Returns the values behind names that the text itself defines as a type or function, or makes one of."""
+    found: set[str] = set()
+    for value, kind in kinds.items():
+        if kind not in _BY_PLACE or _NAME.fullmatch(value) is None:
+            continue
+        place = text.find(value)
+        for _ in range(_MOST_PLACES):
+            if place < 0:
+                break
+            end = place + len(value)
+            before = _DEFINES.search(text[max(0, place - _FURTHEST_BEFORE) : place])
+            after = text[end : end + 1]
+            if before is not None and (
+                after in ("(", "{", "<") or (before["made"] is None and after in (" ", ":", "\n"))
+            ):
+                found.add(value)
+                break
+            place = text.find(value, end)
     return found
 
 

@@ -182,7 +182,7 @@ def _is_other(kind: _Kind, value: str) -> bool:
     if value.startswith("eyJ"):
         return is_statement(value)
     start = next((start for start in kind.starts if start in value), "")
-    rest = value.partition(start)[2]
+    rest = value.partition(start)[2] if start else value  # of some forms a start stands before the value
     words = sum(len(part) for part in _MARKS.split(rest) if _WORD_OF_NAME.fullmatch(part) and is_wordlike(part))
     return words >= _MOST_NAMED * len(rest) > 0
 
@@ -210,7 +210,7 @@ _DIGEST = re.compile(
 )
 
 _OTHER_NAME = re.compile(
-    r"[\s,({]id\s{0,4}:\s{0,4}[\"'`]$|[\"']id\\{0,8}[\"']\s{0,4}:\s{0,4}\\{0,8}[\"']$|_signature=|\bsig=|&sign=|allowed_?credentials\W{1,12}$|(?:next|prev\w*|page|continuation|cursor)_?token\W{1,12}$|<enc[\w:-]{0,20}>$|\{s?sha\d{0,3}\}$|\w[/\\]{1,4}$|"
+    r"[\s,({]id\s{0,4}:\s{0,4}[\"'`]$|[\"']id\\{0,8}[\"']\s{0,4}:\s{0,4}\\{0,8}[\"']$|_signature=|\bsig=|&sign=|allowed_?credentials\W{1,12}$|(?:next|prev\w*|page|continuation|cursor|client_?request|creation|idempotency)_?token\W{1,12}$|<enc[\w:-]{0,20}>$|\{s?sha\d{0,3}\}$|\w[/\\]{1,4}$|"
     r"(?:\b|_)(?:ref|state|code|csrf|node_?id|cursor|signature|iv"
     r"|(?:credential|account|user|tenant|project|request)[_ ]?id)"
     r"\\{0,4}[\"']?[ \t]{0,4}[:=]{1,2}>?[ \t]{0,4}\\{0,4}[\"']?$"

@@ -58,6 +58,10 @@ _REST = re.compile(r"[^\s\"'`<>&;,\\(){}\[\]|]+")
 _SCHEME_BEFORE = re.compile(r"\{[\w@.-]{2,28}\}$|encrypted:$")
 _LINK = re.compile(r"[ \t]{0,8}\[[^\]\n]*$")
 "The start of a link's definition in Markdown."
+_IN_NAMESPACE = re.compile(r":[A-Za-z_]{2}\w{0,60}(?:[(;,{)<\s]|::|$)")
+"The rest of a name in Rust, C++ and Ruby."
+_SIGNED = re.compile(r"sharedkey(?:lite)?[ \t]{1,4}$")
+"The scheme of a request that is signed: what stands behind it is an account and a signature."
 _BROKEN = re.compile(r"\\{1,8}[nrt](?!\w)|\\{1,8}n\\")
 "Where a line ends in a text that stands in a string."
 _PARAMETER = re.compile(r"&[a-z_]{2,30}=")
@@ -111,6 +115,8 @@ def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, 
         return None  # what a shell says where a variable is not set
     if match["deep"] is not None and text[end - 1] == ":" and _ends_line(text, end):
         return None  # the next key
+    if text[start] == ":" and text[start - 1] == ":" and _IN_NAMESPACE.match(text, start):
+        return None
     if text[start] == "&" or _SCHEME_BEFORE.search(text, max(0, start - 30), start):
         return None  # the next parameter of a query; a hash behind its method
     if not (is_secretive(text[start:end], stem.evidence) or is_secretive(text[start:until], stem.evidence)):
@@ -160,6 +166,8 @@ def _without_operator(
 ) -> Span | None:
     """Returns a value behind nothing but space: an option's, a command's variable's, a setting's alone on its line."""
     start, end = match.span("value")
+    if _SIGNED.search(text[max(0, start - 20) : start].lower()):
+        return None
     if (match["close"] and not configures) or text[start - 1] not in " \t\n*" or not (configures or within):
         return None
     alone = configures and _ALONE.match(line) is not None and _ends_line(text, end) and text[start] != "("
@@ -217,4 +225,6 @@ def _beside(text: str, match: re.Match[str]) -> Span | None:
     if match["bare"] is None:
         return literal(text, match.start("esc"))
     start, end = match.span("bare")
+    if text[start] == ":" and text[start - 1] == ":" and _IN_NAMESPACE.match(text, start):
+        return None
     return start, _trimmed(text, start, end)

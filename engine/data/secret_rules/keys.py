@@ -80,7 +80,7 @@ def key_blocks(source: SearchedText) -> Iterator[Found]:
                 ) and line.end() < limit:
                     end = line.end()
             start_of_material = _PEM_HEADER.match(text, start, max(start, end)).end()  # type: ignore[union-attr]
-            shortened = end - start < _SHORTENED and "..." in text[start:end]
+            shortened = end - start < _SHORTENED and "..." in text[start : end + 3]
             if (next_block := text.find("-----BEGIN ", start, end)) >= 0:
                 end = next_block  # code names the mark, or the block has another one's end
             if _holds_material(text, start_of_material, end) and not shortened:

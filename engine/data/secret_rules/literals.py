@@ -53,8 +53,11 @@ _MEMBER = re.compile(
     r"\s{0,4}(?:\?\.|->)(?!value|data|content|text|string|raw|plain|secret|token|key|pass)[a-z]\w{1,40}\s{0,4}[=!:]"
 )
 "Another member of the named thing is meant."
-_RETURNS = re.compile(r"\)\s{0,4}=>")
-"What a call that is given the name returns."
+_RETURNS = re.compile(r"\)\s{0,4}=>|[^\n]{0,80}\)\s{0,4}->\s{0,4}$")
+"What a call that is given the name returns, or its type."
+_BEGINS = re.compile(r"\.(?:starts?_?with|has_?prefix|ends?_?with|has_?suffix)\??[( ]\s{0,4}$", re.IGNORECASE)
+_LONGEST_HEAD = 16
+"Characters of what all tokens of a kind begin with."
 _CALLED = re.compile(r"(\w{1,60})\([^()\n]{0,100}[\"'`]$")
 _SETS = re.compile(
     r"get|set|put|add|append|insert|store|save|write|update|define|register|with|conf|header|option|env|param|field|var|prop"
@@ -199,6 +202,8 @@ def _statement(
         start, end = span
         if is_digest(text[start:end]) or is_public(text[start:end]):
             return  # a public key may go on in the next literals
+        if end - start <= _LONGEST_HEAD and _BEGINS.search(gap):
+            return
         row = named and gap.startswith(",") and IN_LIST.search(text, max(0, begin - 60), begin) is not None
         if row and NUMBER_NEXT.match(text, end) and HEX.fullmatch(text, start, end):
             return

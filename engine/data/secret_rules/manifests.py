@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 
 from engine.data.secret_rules.encoded import decoded_ascii
+from engine.data.secret_rules.logins import is_login
 from engine.data.secret_rules.searched_text import SearchedText
-from engine.data.secret_rules.values import Evidence, is_login, is_placeholder, is_secretive
+from engine.data.secret_rules.values import Evidence, is_placeholder, is_secretive
 
 Found = tuple[str, int, int]
 _KIND_SECRET = re.compile(r"^[ \t]{0,20}[\"']?kind[\"']?[ \t]*:[ \t]*[\"']?secret[\"']?,?[ \t]*$", re.MULTILINE)

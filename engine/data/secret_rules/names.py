@@ -59,6 +59,8 @@ _PUBLIC = re.compile(
     r"|ssh-(?:rsa|ed)|signed_curve25519"
 )
 "What names a public key; before a type, Java and C# say so of whoever may see the variable."
+_SIGNED_BY = re.compile(r"\busing (?:RSA|DSA|ECDSA|EDDSA) $")
+"What gpg says before a key's fingerprint."
 _PUBLIC_ENTRY = re.compile(r"(?:public_?keys?|pub_?key|ssh-(?:rsa|ed)|signed_curve25519)[^{}]{0,60}[:=]\s{0,4}\{\n$")
 _LONGEST = 40
 "Characters of an identifier before a stem."
@@ -287,6 +289,8 @@ def _evidence_of_key(text: str, match: re.Match[str], before: list[str], prefix:
     if not prefix and text[begin - 1 : begin] in ("<", "/"):
         return None  # a tag of a list of properties
     if before and before[-1] in _words("public_key"):
+        return None
+    if not prefix and text.startswith(" ", match.end("tail")) and _SIGNED_BY.search(text, max(0, begin - 20), begin):
         return None
     if not prefix and (word := _BEFORE.search(text, max(0, begin - 20), begin)) is not None:
         before = [word[1].lower()]  # "Signing key: …"

@@ -65,7 +65,7 @@ _MOST_WORDS = 0.25
 _DEFINITION = re.compile(
     r"^-{1,2}[A-Za-z][\w-]{0,30}=|(?:^|[?&,:;])[a-z_]{2,30}=[\w./-]{1,60}[?&,:;][a-z_]{2,30}[=?&:;]"
     r"|^[a-z]{1,20}(?:_[a-z]{1,20}){1,4}=[\w.:/,-]{1,80}$|^\+?\w{1,40}(?::\w{1,40}){1,4}=\w{1,40}$"
-    r"|^[A-Z][A-Za-z]{2,30}[?!]$|^(?:[A-Z][a-z]{1,20}){2,6}#[a-z]{1,20}(?:[A-Z][a-z]{1,20}){1,6}$|#S256$|^(?:CN|OU|O|L|ST|C|DC|UID)=|^[a-z]{2,10}:\d{1,4}$|^[A-Za-z]{1,3}(?:\|[A-Za-z]{1,3}){3,60}$"
+    r"|^[A-Z][A-Za-z]{2,30}[?!]$|^(?:[A-Z][a-z]{1,20}){2,6}#[a-z]{1,20}(?:[A-Z][a-z]{1,20}){1,6}$|#S256$|^(?:[A-Z]{2,6}=\w{0,8};){1,10}$|^(?:/(?:C|ST|L|O|OU|CN|DC|UID)=[^/=]{0,60}){1,10}$|^(?:CN|OU|O|L|ST|C|DC|UID)=|^[a-z]{2,10}:\d{1,4}$|^[A-Za-z]{1,3}(?:\|[A-Za-z]{1,3}){3,60}$"
     r"|^[\\\"']{0,6},[\\\"']"
     r"|^[a-z]{3,15}(?:To|Of|By|In|[A-Z][a-z]{2,15}\d{0,3}){2,6}$"
 )
@@ -78,10 +78,12 @@ _CHOICES = re.compile(
 )
 "Algorithms to choose from, numbers of tickets, identifiers of applications."
 _FIRST_FIELD = re.compile(r"^[a-z]=[^,]{1,400}(?:,[a-z]=[^,]{1,400}){1,6}$|^[\w.]{1,20},[\w.-]{2,40}=")
-_IDENTIFIER_PART = re.compile(r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,5}|\d{1,4}|[1-9]\d{4,5}")
+_IDENTIFIER_PART = re.compile(
+    r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,5}|\d{1,4}|[1-9]\d{4,5}|[a-z]\d{1,2}[a-z]"
+)
 _PUBLIC_POINT = re.compile(r"^B[A-P][A-Za-z0-9+/_-]{85,178}={0,2}$")
 _PUBLIC_RSA = re.compile(
-    r"^MII[A-Z][A-Za-z0-9+/]{2}CC[A-Z][A-Za-z0-9+/]{2}gAwIBAgI|^MII[A-Z][A-Za-z0-9]gKCA[QgYI]EA|^MIGJAoGBA|^0[23][0-9a-f]{64}$|^04[0-9a-f]{128}$|^(?:ed25519|curve25519):"
+    r"^MII[A-Z][A-Za-z0-9+/]{2}CC[A-Z][A-Za-z0-9+/]{2}gAwIBAgI|^MII[A-Z][A-Za-z0-9]gKCA[QgYI]EA|^MIGJAoGBA|^3082[0-9a-f]{4}3082[0-9a-f]{4}(?:a003020102|0201003)|^0[23][0-9a-f]{64}$|^04[0-9a-f]{128}$|^(?:ed25519|curve25519):"
     r"|^[UAONXC][A-Z2-7]{55}$"
 )
 _POINTS = frozenset({87, 88, 130, 132, 178, 180})
@@ -108,8 +110,16 @@ def is_address(value: str) -> bool:
     return _REGION.search(value) is not None or all(map(_ADDRESS.search, value.split(",")))
 
 
+_REPEATED = re.compile(r"(.{2,8}?)\1{2,}")
+_LEAST_REPEATED = 24
+"Characters of a value that one unit makes up; a person may choose a shorter one."
+
+
 def is_monotonous(value: str) -> bool:
-    """Tells whether one or two characters make up most of a value, as in identifiers of examples."""
+    """Tells whether one or two characters, or one unit, make up most of a value, as in identifiers of examples."""
+    repeated = _REPEATED.match(value) if len(value) >= _LEAST_REPEATED else None
+    if repeated is not None and repeated[1].startswith(value[repeated.end() :]):
+        return True
     solid = [c for c in value if c.isalnum()]
     counts = [count for _, count in Counter(solid).most_common(1)]
     groups = [group for group in value.split("-") if group]

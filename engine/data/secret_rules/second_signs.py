@@ -16,9 +16,9 @@ from itertools import pairwise
 from engine.data.secret_rules.encoded import decoded_ascii
 
 _METHOD = re.compile(
-    r"(?!(?:[a-z]\d{1,4}){3})(?:(?:aes|aria|argon|bcrypt|blake|blowfish|camellia|cbc|ccm|cfb|chacha|cmac|cram|crypt|ctr|curve|des|dhe|dh|digest"
+    r"(?!(?:[a-z]\d{1,4}){3})(?:(?:curve25519|x25519|ed25519|aes|aria|argon|bcrypt|blake|blowfish|camellia|cbc|ccm|cfb|chacha|cmac|cram|crypt|ctr|curve|des|dhe|dh|digest"
     r"|dir|dsa|ecb|ecdhe|ecdh|ecdsa|ecies|eddsa|ed|ec|es|gcm|gmac|gssapi|hkdf|hmac|hpke|hs|kem|kw|login|md|mgf|mldsa"
-    r"|mlkem|ml|ntlm|oaep|ofb|padding|pbes|pbkdf|pkcs|plain|poly|ps|p|rc|rsa|rs|salsa|scram|scrypt|secp|sec|shake|sha"
+    r"|mlkem|ml|nist[pkb]|ntlm|oaep|ofb|padding|pbes|pbkdf|pkcs|plain|poly|ps|p|rc|rsa|rs|salsa|scram|scrypt|secp|sec|shake|sha"
     r"|siv|slh|slhdsa|mldsa|ssa|ssh|tls|t|v|with|wrap|xchacha|xts|x|a|k)\d{0,4}){1,4}[rk]?\d?",
     re.IGNORECASE,
 )
@@ -36,10 +36,13 @@ _SLOTS = re.compile(
 )
 "What a deployment, a format, an interpolation or a closure fills."
 _CODE = re.compile(
-    r"^\w{2,40}\(\)$|^[A-Z]\w{2,40}\{\}[,;]?$|^[{\[(][A-Z][A-Za-z]{2,40}$|^\s?\w{1,30}=\"[^\"]{0,80}\""
+    r"^\w{2,40}\(\)$|^[A-Z]\w{2,40}\{\}[,;]?$|^[{\[(][A-Z][A-Za-z]{2,40}$|^\s?\w{1,30}=\\{0,4}\"[^\"]{0,80}\""
     r"|^[a-z]\w{0,40}(?:\.[a-z]\w{0,40}){1,4}\([\w., ]{0,60}\)$"
 )
 "Calls, empty literals, the start of a tuple, arguments with their names."
+_STREAM = re.compile(r"[a-z]{2,20}(?:[A-Z][a-z]{1,20}){0,3}\$")
+_STREAMED = re.compile(r"(?:password|secret|token|key|credential|session)s?\$", re.IGNORECASE)
+"A variable that observes what it names: deviceCredentials$."
 _LISTS = re.compile(
     r"^(?:[\w.]{1,12}[,;]){2,40}[\w.]{0,12}$|^[!+-]\w[\w-]{0,40}(?::[!+]?[\w-]{1,40}){2,60}$|^!\.[a-z]"
     r"|^[A-Za-z]{1,20}(?:(?:%(?:20|[89A-F][\dA-F])){1,3}[A-Za-z]{2,20}){1,8}$"
@@ -48,6 +51,7 @@ _LISTS = re.compile(
 _FORMAL = re.compile(
     r"^\d{0,3}\*\d{0,3}[A-Z\d]{2,20}(?:-[A-Z\d]{1,20}){1,4}$|^openpgp4fpr:|^[A-Z]?[a-z]{2,15}(?:[A-Z][a-z]{1,15}){0,5}(?:MaxLen|MinLen|Min\d{1,4}Max|(?:String|Integer|Double|Float|Long|Length|Size|Count|Limit|List)(?:Max|Min|To))\d{1,5}$|^(?:[a-z][a-z\d_]{1,30}-){1,6}v?\d{1,4}\.\d{1,4}(?:\.\d{1,4})?(?:-[\d.]{1,20})?$|^#/[\w$]+/[\w/.~-]+$|^\d{0,3}\*\d{0,3}[A-Z][A-Za-z-]{1,40}$|^\*[\dA-F]{40}$|^[rsnipc]=[A-Za-z\d+/]{8,60}={0,2}$|^[A-Z]{3,10}\\r\\n|\\\d{5,7}"
     r"|\bfpr:|^[a-z]{2,12}(?:key|pub):[\da-f]{32,128}$|^GHSA(?:-[a-z\d]{4}){3}$|^CVE-\d{4}-\d{3,7}$|^RFC ?\d{3,5}\b"
+    r"|^(?:[a-z]{2,12}-){1,4}rfc-?\d{3,5}$"
     r"|^[a-z]{2,3}_(?:[A-Z]{2}|\d{3})$|^(?:b2c|B2C)_\d_\w{2,60}$"
 )
 """A place in a schema, a rule of a grammar, a field of SCRAM, a protocol's line, a character by its number, a
@@ -226,6 +230,8 @@ def is_explained(value: str, is_wordlike: Callable[[str], bool]) -> bool:
         value: What is looked at.
         is_wordlike: Whether letters follow each other as in words.
     """
+    if _STREAM.fullmatch(value) and _STREAMED.search(value):
+        return True
     if _CHOSEN.search(value):
         return False
     unexplained = numbers = 0

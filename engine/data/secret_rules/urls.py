@@ -6,12 +6,22 @@ import base64
 import binascii
 import contextlib
 import re
+import urllib.parse
 from collections.abc import Iterator
 
 from engine.data.secret_rules.encoded import decoded_ascii
+from engine.data.secret_rules.logins import is_login
 from engine.data.secret_rules.other_things import is_definition, is_name
 from engine.data.secret_rules.searched_text import SearchedText
-from engine.data.secret_rules.values import Evidence, is_login, is_secretive, is_sequence, is_wordlike
+from engine.data.secret_rules.values import (
+    Evidence,
+    is_example,
+    is_secretive,
+    is_sequence,
+    is_short_quoted,
+    is_trivial,
+    is_wordlike,
+)
 
 Found = tuple[str, int, int]
 _IN_URL = re.compile(r"://(?P<user>[^\s:/'\"<>`]{0,80}):(?P<value>[^\s/'\"<>{}`]{3,200})@[\w.\[$%{-]")
@@ -22,7 +32,7 @@ _PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
 _HEX = re.compile(r"[0-9a-f]+$")
 _SHORT_WORD = re.compile(r"[a-z]{1,6}$")
 _URL_PLACEHOLDER = re.compile(
-    r"^(?:(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|user(?:name)?|key)\d{0,6}|\d{1,6}\W{0,3}|@.*|x+|\$.*|%.*|\{.*|<.*|\*+|[a-z]{3,10}Key|(?:auth|api|access|user|bot|account|my)?(?-i:Token|Secret|Password|Key)|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
+    r"^(?:(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|user(?:name)?|key)\d{0,6}|\d{1,6}\W{0,3}|@.*|x+|\$.*|%.*|\{.*|<.*|\*+|(?-i:[a-z]{2,12}(?:[A-Z][a-z]{1,12}){0,3}(?:PW|Pwd?|Pass(?:word)?|Secret|Token|Key))|(?:auth|api|access|user|bot|account|my)?(?-i:Token|Secret|Password|Key)|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
     re.IGNORECASE,
 )
 _MARKS, _TRIVIAL = re.compile(r"\W"), re.compile(r"(?:pass|password|secret|token)", re.IGNORECASE)
@@ -58,6 +68,8 @@ def urls(source: SearchedText) -> Iterator[Found]:
             continue
         if is_sequence(bare) or (marks and not any(map(str.isalnum, marks))):
             continue
+        if is_short_quoted(value) or is_trivial(value) or _is_words(value):
+            continue
         if len(bare) < 3 or "[" in bare or "]" in bare or is_name(value, is_wordlike) or is_definition(value):
             continue
         if not (word or _URL_PLACEHOLDER.match(value) or _SHORT_WORD.match(value) or _is_reference(value)):
@@ -67,6 +79,11 @@ def urls(source: SearchedText) -> Iterator[Found]:
             len(match["value"]) >= 32 or not _HEX.match(match["value"])
         ):
             yield "token in a URL", *match.span("value")
+
+
+def _is_words(value: str) -> bool:
+    """Tells whether percent signs part the words of what stands for a password: my%20pass."""
+    return "%20" in value and is_example(urllib.parse.unquote(value))
 
 
 def _is_reference(value: str) -> bool:

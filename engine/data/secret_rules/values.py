@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import unicodedata
 import urllib.parse
 from collections import Counter
 from enum import IntEnum
@@ -73,7 +72,8 @@ _PLACEHOLDER = re.compile(
     r"|secret[-_]?(?:here|key|value|token|pass)|goes.?here|foo\W{0,3}bar|^(?:qwertyuiop|asdfghjkl|zxcvbnm){2,4}$"
     r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
     r"|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
-    r"|^incorrect[-_ ]?(?:secret|pass|token|key)"
+    r"|^(?:not|isnt|wrong|bad|incorrect|invalid|non)[-_ ]?(?:an?|the|my|your)?[-_ ]?"
+    r"(?:right|correct|real|actual|valid|good|same)?[-_ ]?(?:secret|pass|token|key)"
     r"|^(?:some|any|the|an?|wrong|bad|good|correct|old|new|super|very|top|my)[-_ ]?(?:secret|pass|token|key|api|random)"
     r"|^[+<>#-]?pass(?:word|wd|phrase)?[\d_!.*-]{0,10}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
     r"|^(?:(?:my|test|some|db)[-_]?)?(?:user(?:name)?|passw?d?|password|test|pwd|secret|token|key|admin|root|guest|login|welcome|spam|eggs|abc\w?|pw|value|string|str|hello"
@@ -113,9 +113,14 @@ _PATH = re.compile(
 _CALL = re.compile(r"^([A-Za-z_][\w.:>-]*)[(\[]")
 _ALGORITHM = re.compile(
     r"^(?:aes|hmac|sha|md5|rsa|ecdsa|ed25519|pbkdf2|bcrypt|argon2|scrypt|[hrep]s\d{3}|des|x509|pkcs|oauth|openid|ntlm|scram|basic|bearer|jwt"
-    r"|prime\d|sec[pt]\d|brainpool|base64|utf|iso|gpt|bert|llama|t5|int|uint|float|bf)[\w/.+-]{0,30}$",
+    r"|prime\d|nist[pkb]\d|sec[pt]\d|brainpool|base64|utf|iso|gpt|bert|llama|t5|int|uint|float|bf)[\w/.+-]{0,30}$",
     re.IGNORECASE,
 )
+_TRIVIAL = re.compile(r"(?:foo|bar|baz|qux|test|pass|password|secret){1,4}", re.IGNORECASE)
+"Words of tests, which marks within them make no password: pa:ss, t$es%t."
+_MARK = re.compile(r"[\W_]")
+_LEAST = 5
+"Characters of a secret."
 _SNAKE = re.compile(
     r"^[a-z]+\d{0,3}(?:[_.:/,-][a-z]{0,60}\d{0,4}){1,30}$|^[A-Z]+\d{0,3}(?:[_.:/-][A-Z]{0,60}\d{0,4}){1,30}$"
 )
@@ -136,7 +141,7 @@ _PUBLIC = re.compile(
 )
 "How public keys and certificates begin."
 _UNIT = re.compile(
-    r"^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^\d+/(?:s|sec|second|min|minute|hour|day)\b"
+    r"^0x[\da-fA-F]{1,4}$|^[\d.,:/ x-]+[a-zA-Z%]{0,3}$|^\d+/(?:s|sec|second|min|minute|hour|day)\b"
     r"|^\d+(?:\.\d{1,5}){2,20}[:/]|^v?\.?\d+(?:\.\d{1,20}){1,8}(?:[-+.]?[a-z]+[.-]?\d*)?$|^[+-]?\d[\d_.eE+-]*(?:[a-zA-Z]{0,2}|[iu]\d{1,3})$"
     r"|^v\d{1,4}\.\d{1,4}\.\d{1,4}-|^\d{1,6}/[smhd](?:[/,]|$)|^0x[\da-fA-F.]+p[+-]?\d+$"
 )
@@ -185,33 +190,6 @@ def is_placeholder(value: str) -> bool:
     return _PATH.match(value) is not None and words_share(value) >= 0.4
 
 
-_LOGIN = re.compile(
-    r"(?:(?:an?|and|the|my|your|our|any|some|user|name|log|client|consumer|customer|app|application|api|admin|root|guest"
-    r"|test|demo|example|default|bad|wrong|incorrect|encoded|good|valid|right|correct|old|new|other|basic|auth|oauth|passphrase|password"
-    r"|passwd|passw|pass|pwd|pw|secret|token|key|id|code|word|value|string|credential|cred|service|server|proxy|super"
-    r"|very|open|sesame|hello|world|foo|bar|baz|qux|doe|nimda|change|me|it|let|in|abc|xyz|asdf|passe|here|something|anything"
-    r"|whatever|blah)s?[\W_]{0,2}){1,6}\d{0,3}\W?",
-    re.IGNORECASE,
-)
-"What examples and tests have for a password: words that say what it is, and the pairs that standards write."
-_LOGIN_WORDS = frozenset({"пароль", "密码", "密碼", "パスワード", "비밀번호", "암호"})
-
-
-def is_login(text: str) -> bool:
-    """Tells whether a text that was encoded is a user and a password; there, one of words is a password, too."""
-    user, _, password = (urllib.parse.unquote(text) if "%" in text else text).strip().partition(":")
-    password = password.strip()
-    # Tests of other letters write pàss and pässwörd.
-    bare = "".join(c for c in unicodedata.normalize("NFKD", password) if not unicodedata.combining(c))
-    solid = "".join(filter(str.isalnum, bare))
-    return (
-        len(solid) > 2
-        and password.casefold() != user.strip().casefold()
-        and not (is_placeholder(password) or is_placeholder(bare) or is_sequence(solid))
-        and not (_LOGIN.fullmatch(bare) or password in _LOGIN_WORDS)
-    )
-
-
 def is_sequence(value: str) -> bool:
     """Tells whether letters and digits mostly follow each other in their order: 1234567890abcdef, abcd1234."""
     solid = [c for c in value.lower() if c.isalnum()]
@@ -237,11 +215,17 @@ def words_share(value: str) -> float:
     return words / counted if counted else 1.0
 
 
+_LEAST_SPACES = 3
+"Of a sentence."
+
+
 def _is_plain(text: str) -> bool:
     """Tells whether a text that was encoded is JSON, words, an example, or a user and a password that are.
 
     Encoded JSON, a token's head among it, is a secret where one is found within.
     """
+    if text.count(" ") >= _LEAST_SPACES and words_share(text) >= _MOST_NAMED:
+        return True
     return text.startswith(('{"', "[{")) or all(
         not part or is_prose(part) or is_placeholder(part) or is_name(part, is_wordlike)
         for part in (text.split(":") if text.count(":") == 1 else [text])
@@ -260,7 +244,7 @@ def _is_other_thing(value: str, evidence: Evidence) -> bool:
     if is_public(value) or is_definition(value) or is_expression(value):
         return True
     if evidence == Evidence.PASSWORD:
-        if is_hash(value) or (has_code_marks(value) and words_share(value) >= _MOST_NAMED):
+        if is_hash(value) or is_trivial(value) or (has_code_marks(value) and words_share(value) >= _MOST_NAMED):
             return True
         return has_rules(value, is_wordlike) or (value.islower() and is_identifier(value, 4))
     # 256 random bytes are as long as a modulus: a key of a token's signature that a program drew.
@@ -286,10 +270,12 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
     value = value.strip("\"'`").removeprefix('\\"').removesuffix("\\")
     if evidence == Evidence.ALONE and not _is_mixed(value):
         return False  # what most names fail by, and costs least
-    if "%" in value and evidence != Evidence.PASSWORD:
-        value = _unquoted(value)
+    if "%" in value:
+        if is_short_quoted(value):
+            return False
+        value = value if evidence == Evidence.PASSWORD else _unquoted(value)
     if (
-        len(value) < 5
+        len(value) < _LEAST
         or len(value) > 4096
         or is_placeholder(value)
         or is_digest(value)
@@ -359,6 +345,22 @@ def is_secretive(value: str, evidence: Evidence) -> bool:
             return True
         return len(value) >= 10 and share <= 0.5 and (digits > 0 or len(value) >= 16) and mean <= 3.5
     return share <= 0.3 and bits >= 3.2 and _is_mixed(value)
+
+
+def is_short_quoted(value: str) -> bool:
+    """Tells whether what percent signs and digits stand for is shorter than a secret: pw%20d."""
+    return "%" in value and len(urllib.parse.unquote(value)) < _LEAST
+
+
+def is_example(text: str) -> bool:
+    """Tells whether words of a text say that it is an example or what it stands for."""
+    return _PLACEHOLDER.search(text) is not None
+
+
+def is_trivial(value: str) -> bool:
+    """Tells whether words of tests with a few marks among them make up a password."""
+    solid = _MARK.sub("", value)
+    return 2 * (len(value) - len(solid)) <= len(solid) and _TRIVIAL.fullmatch(solid) is not None
 
 
 def _unquoted(value: str) -> str:

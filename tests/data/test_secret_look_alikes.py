@@ -1,0 +1,84 @@
+"""Values that stand where secrets stand and are other things by what they are, and secrets of nearly the same form."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from engine.data.secrets import find_secrets
+
+
+def found(text: str, language: str) -> list[str]:
+    return [text[secret.start : secret.end] for secret in find_secrets(text, language)]
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+CLASS = "class PKCS11Vault2:\n    pass\n\n\ndef open(token: Token) -> 'PKCS11Vault2':\n    return PKCS11Vault2(token)\n"
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("Rust", "use vault_jwt::Es256Verifier9;\n"),
+        ("Rust", "entry.add(Attribute::BadPassword, Value::from_utf8x9(pw));\n"),
+        ("Python", CLASS),
+        ("Python", "def open(token: Token) -> 'SSH2Vault9k':\n    ...\n"),
+        ("HTML", '<app-login [credentials$]="deviceCredentials$"></app-login>'),
+        ("Shell", '# openssl req -new -key ca.key -subj "/C=NL/O=Acme 4/CN=10.1.2.3"\n'),
+        ("Ruby", "key = Buffer.from(:string, 'ecdsa-sha2-nistp384', :string, 'nistp384')\n"),
+        (
+            "Rust",
+            'let key = ("authorization", "SharedKey acct7:{}");'.format(encoded("0123456789abcdefghijklmnopqrstuv")),
+        ),
+        ("Python", 'assert session_token.startswith("Q7xZr93kLmTzW")\n'),
+        ("Text", "gpg:                using RSA key 9C1E34B7A2D05F6683E1CC47B9A0D27F51E8036A\n"),
+        ("Python", 'client_request_token = "4C1F9A6C-85B7-B7E4-38F2A3BEB13C"\n'),
+        ("Python", 'client.post(url, json={"CreationToken": "7391qwhzdkfj2x"})\n'),
+        ("Python", "url = 'http://bob:my%20pass@proxy.local:80'\n"),
+        ("Python", "url = 'http://bob:k9%20z@proxy.local:80'\n"),
+        ("PHP", "['password' => 'notTheRightPassword!']\n"),
+        ("TypeScript", "login({password: 'te$t'})\n"),
+        ("Go", 'VerifyHeader("Authorization", "Basic {}")\n'.format(encoded("shop-client-id:shop-client-secret"))),
+        ("Rust", '(AUTHORIZATION, "Basic {}")\n'.format(encoded("aaa%2F%3B%26:bbb%2F%3B%26"))),
+        ("JavaScript", 'const key = "-----BEGIN PRIVATE KEY-----\\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcw...";\n'),
+        ("YAML", "token: {}\n".format(encoded("There are 12 moons that turn round this one."))),
+    ],
+)
+def test_other_things_stay(language: str, text: str) -> None:
+    assert found(text, language) == []
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "secret"),
+    [
+        ("YAML", "password: :k9Xq2LmZ7w\n", "k9Xq2LmZ7w"),
+        ("Python", "def open(token: Token = 'k9Xq2LmZ7wT4vB8n') -> 'Vault':\n    ...\n", "k9Xq2LmZ7wT4vB8n"),
+        ("Python", "class Vault:\n    token = 'k9Xq2LmZ7wT4vB8n'\n", "k9Xq2LmZ7wT4vB8n"),
+        ("TypeScript", "const password = 'blueTiger42$';\n", "blueTiger42$"),
+        ("PHP", "$token = $store->get('k9Xq2LmZ7wT4vB8n');\n", "k9Xq2LmZ7wT4vB8n"),
+        ("Python", 'assert api_token.startswith("k9Xq2LmZ7wT4vB8nR3cY6sD1")\n', "k9Xq2LmZ7wT4vB8nR3cY6sD1"),
+        ("C#", 'var conn = "UID=sa;PWD=k9Xq2LmZ;";\n', "k9Xq2LmZ"),
+        ("Python", "url = 'http://bob:k9%20zQ7%21x@proxy.local:80'\n", "k9%20zQ7%21x"),
+        ("YAML", "account_key: acct7:b2xkIHNoaXBzIGFyZSBzbG93IGFuZCBsb25nLCBibwo=\n", ""),
+        ("JavaScript", "const password = 'pa$$!@#%^&*(w';\n", "pa$$!@#%^&*(w"),
+        ("Go", 'VerifyHeader("Authorization", "Basic {}")\n'.format(encoded("shop-client-id:shop-k9Xq2LmZ")), ""),
+        (
+            "JavaScript",
+            'const k = "-----BEGIN PRIVATE KEY-----\\n%s...";\n' % ("k9Xq2LmZ7wT4vB8nR3cY6sD1fG5hJ0" * 12),
+            "",
+        ),
+        ("Text", "using RSA key: 9C1E34B7A2D05F6683E1CC47B9A0D27F51E8036A\n", ""),
+    ],
+)
+def test_secrets_of_nearly_the_same_form(language: str, text: str, secret: str) -> None:
+    assert any(secret in value for value in found(text, language))
+
+
+def test_a_token_whose_start_has_other_letters_than_its_rule() -> None:
+    """Gitleaks writes the starts of some forms in small letters, which the tokens themselves do not have."""
+    token = "EAAM" + "9GOnCB9kBO2zXpAtRBmCrsPPjdA3KeBl4tqsEpcYd09cpjm9MZCBIklZC4" * 3
+    assert token in found(f'{{"eaam": 1, "token": "{token}"}}', "JSON")
