@@ -33,8 +33,11 @@ _SEALED = re.compile(
 _SLOTS = re.compile(
     r"^(\$\$|%%|##|@@|~~|\|\|)[A-Za-z][\w .:/-]{0,80}\1$|#\{@?[a-z]|^[A-Za-z@_-]{2,20}\{\}|^\\\d{1,3}\$[a-z]"
     r"|%5B\w{3,40}%5D|^\$\d[.{]\w"
+    r"|^%[-+ 0#]{0,3}\d{0,3}(?:\.\d{1,3})?[hlqjzt]{1,2}[xXduiosp]$"
+    r"|^\.[a-z_]{2,30}=\"\$[A-Z_]{2,40}\"?$|^\\?[A-Z]\w{1,40}::\$[a-z]"
+    r"|^[a-z]{1,12}=\d{1,6}\.\d{1,4}[mun]?s$"
 )
-"What a deployment, a format, an interpolation or a closure fills."
+"What a deployment, a format, an interpolation, a static member or a closure fills, and what a log measured."
 _CODE = re.compile(
     r"^\w{2,40}\(\)$|^[A-Z]\w{2,40}\{\}[,;]?$|^[{\[(][A-Z][A-Za-z]{2,40}$|^\s?\w{1,30}=\\{0,4}\"[^\"]{0,80}\""
     r"|^[a-z]\w{0,40}(?:\.[a-z]\w{0,40}){1,4}\([\w., ]{0,60}\)$"
