@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.attention.backend import AttentionBackend
 from engine.attention.select import backend_by_name
@@ -84,18 +84,8 @@ def measure_step(
     fused = fused and fuse_kernels(base, device)
     model = attach_adapter(base, lora, seed=0).train()
     tokens = torch.randint(0, spec.vocab_size, (context,), generator=torch.Generator().manual_seed(0))
-    runs = []
     with StreamedStep(model, plan, device=device, spill_directory=spill_directory, timed=True) as step:
-        reset_peak(device)
-        for _ in range(repeats):
-            model.zero_grad(set_to_none=True)
-            began = time.perf_counter()
-            outcome = step.run(tokens)
-            synchronize(device)
-            runs.append({"total": time.perf_counter() - began, **outcome.seconds})
-            if not math.isfinite(outcome.loss_sum):
-                raise FloatingPointError(f"the loss of the measured step is {outcome.loss_sum}")
-        best = min(runs, key=lambda run: run["total"])
+        runs, loss = _timed_steps(step, model, tokens, device, repeats)
         measured = {
             "kind": "streamed step",
             "model": spec.name,
@@ -109,10 +99,10 @@ def measure_step(
             "plan": dataclasses.asdict(plan),
             "backend": step.backend_name,
             "vram_cap_gib": vram_cap,
-            "seconds": best,
+            "seconds": min(runs, key=lambda run: run["total"]),
             "first_seconds": runs[0],
             "build_seconds": built,
-            "loss": outcome.loss_sum / outcome.predicted,
+            "loss": loss,
             "gradient_norm": gradient_norm(model),
             "host_rss_bytes": psutil.Process().memory_info().rss - rss_before,
             **describe_machine(device),
@@ -125,6 +115,23 @@ def measure_step(
     model.unload()
     gc.collect()  # an adapter refers to what computes it, and that to the adapter
     return measured
+
+
+def _timed_steps(
+    step: StreamedStep, model: nn.Module, tokens: Tensor, device: torch.device, repeats: int
+) -> tuple[list[dict[str, float]], float]:
+    """Runs a step several times; returns the seconds of each in total and by stage, and the mean loss of a token."""
+    runs = []
+    reset_peak(device)
+    for _ in range(repeats):
+        model.zero_grad(set_to_none=True)
+        began = time.perf_counter()
+        outcome = step.run(tokens)
+        synchronize(device)
+        runs.append({"total": time.perf_counter() - began, **outcome.seconds})
+        if not math.isfinite(outcome.loss_sum):
+            raise FloatingPointError(f"the loss of the measured step is {outcome.loss_sum}")
+    return runs, outcome.loss_sum / outcome.predicted
 
 
 def gradient_norm(model: nn.Module) -> float:
