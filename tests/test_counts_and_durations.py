@@ -15,7 +15,7 @@ from rich.console import Console
 from engine.commands.doctor import _conclude
 from engine.commands.event_words import describe_ending
 from engine.commands.plain_display import PlainDisplay
-from engine.commands.plan import _verdict
+from engine.commands.plan_tables import tier_verdict
 from engine.config import from_mapping
 from engine.data.collect import describe_skipped
 from engine.data.masking import Mask
@@ -46,7 +46,7 @@ def verdict(count, folder):
     planning = request_of_run(from_mapping({}, source="test"), machine, catalogue()["qwen2.5-coder-0.5b"], 40_000)
     table = tier_table(planning)
     rows = tuple(dataclasses.replace(row, steps_per_epoch=count) for row in table.tiers)
-    return _verdict(planning, dataclasses.replace(table, tiers=rows))
+    return tier_verdict(planning, dataclasses.replace(table, tiers=rows))
 
 
 def damaged(count, folder):

@@ -305,7 +305,7 @@ def _pass_on_interrupt(handle: RunHandle, display: Display, count: int) -> None:
 def _print_choice(choice: Choice, *, as_json: bool) -> None:
     """Prints the plan of a run that is not started."""
     from engine.commands.output import print_json
-    from engine.commands.plan import print_schedule
+    from engine.commands.plan_tables import print_schedule
 
     if as_json:
         schedule = None if choice.schedule is None else choice.schedule.as_json()
