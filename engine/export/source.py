@@ -24,6 +24,7 @@ from engine.models.families import require
 from engine.models.folder import ModelFolder, open_folder
 from engine.models.hub import find_folder
 from engine.runs.result_check import result_problem
+from engine.runs.run_summary import ACTIVE
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -83,12 +84,13 @@ def open_source(run: RunDirectory, target: str) -> Source:
     config = run.load_config()
     results = [path for path in (run.adapter_path, run.model_path) if path.is_dir()]
     if not results:
-        raise EXPORT_NOTHING(
-            run=run.id,
-            target=target,
-            problem=f"it is {run.status()} and left no adapter",
-            remedy=f"`engine train --resume {run.id}` goes on to its end",
-        )
+        status = run.status()
+        if status in ACTIVE:
+            problem, remedy = f"it is {status}", f"wait for its end, or end it with `engine stop {run.id}`"
+        else:
+            problem = f"it is {status} and left no adapter"
+            remedy = f"`engine train --resume {run.id}` goes on to its end"
+        raise EXPORT_NOTHING(run=run.id, target=target, problem=problem, remedy=remedy)
     if (problem := result_problem(results[0])) is not None:
         raise RESULT_DAMAGED(run=run.id, problem=problem)
     spec = find_model(config.model.name)

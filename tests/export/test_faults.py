@@ -104,9 +104,14 @@ def test_a_window_that_llama_cpp_would_ignore_is_refused(tmp_path, tokenizers):
 
 def test_a_run_without_a_result_says_how_to_get_one(qwen_run, tmp_path):
     run = type(qwen_run).create(qwen_run.load_config())
-    error = error_of(lambda: export(run, "merged", tmp_path / "out"))
-    assert error.code == "export-nothing"
-    assert "--resume" in error.remedy
+    starting = error_of(lambda: export(run, "merged", tmp_path / "out"))
+    assert starting.code == "export-nothing"
+    assert f"engine stop {run.id}" in starting.remedy
+    assert "--resume" not in starting.remedy  # it would be refused
+    os.utime(run.config_path, (0, 0))  # nobody has started it since
+    died = error_of(lambda: export(run, "merged", tmp_path / "out"))
+    assert died.code == "export-nothing"
+    assert "--resume" in died.remedy
     shutil.rmtree(run.path)
 
 
