@@ -67,12 +67,12 @@ def run(args: argparse.Namespace) -> int:
     """Builds or reuses the store, then prints its summary.
 
     Raises:
-        EliteError: REPOSITORY_* (REPOSITORY_UNSET without a source), DATA_SET_*, CONFIG_INVALID, OVERRIDE_MALFORMED or
-            MODEL_*.
+        EliteError: REPOSITORY_* (REPOSITORY_UNSET without a source), DATA_SET_*, CONFIG_INVALID, OVERRIDE_MALFORMED,
+            CACHE_* or MODEL_*.
     """
     # Imported late: slow, and not needed for --help.
     from engine.data.dataset import build_dataset
-    from engine.data.preview import user_cache
+    from engine.data.preview import kept_in
     from engine.data.report import describe
 
     options = vars(args)
@@ -85,12 +85,12 @@ def run(args: argparse.Namespace) -> int:
     data = asked.data
     if not (data.repositories or data.datasets):
         raise REPOSITORY_UNSET()
-    with _progress_display() as progress:
+    with _progress_display() as progress, kept_in(args.out) as cache:
         dataset = build_dataset(
             data,
             tokenizer=_tokenizer(args.model),
             context=_limit(asked) or tiers()[0].context,
-            cache=args.out or user_cache(),
+            cache=cache,
             progress=progress,
             limit=_limit(asked),
             preferences=asked.training.objective == "dpo",

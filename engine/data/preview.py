@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from engine.assets import asset
 from engine.data.dataset import build_dataset
 from engine.data.report import DataReport, describe
+from engine.errors import EliteError
+from engine.errors.data import CACHE_FULL, CACHE_UNWRITABLE
+from engine.errors.runs import OUTPUT_FULL, OUTPUT_UNWRITABLE
 from engine.plan.tiers import tiers
 
 if TYPE_CHECKING:
@@ -32,22 +36,34 @@ def preview(
         progress: Told how far it is; may raise to abandon. A later call goes on from there.
 
     Raises:
-        EliteError: as build_dataset.
+        EliteError: as build_dataset, with CACHE_UNWRITABLE and CACHE_FULL for the cache.
     """
     tokenizer, note = _tokenizer(model)
-    dataset = build_dataset(
-        data, tokenizer=tokenizer, context=tiers()[0].context, cache=cache or user_cache(), progress=progress
-    )
+    with kept_in(cache) as stores:
+        dataset = build_dataset(data, tokenizer=tokenizer, context=tiers()[0].context, cache=stores, progress=progress)
     report = describe(dataset, notes=(note,) if note else ())
     # Another tokenizer does not tell whether the model's has tokens for fill-in-the-middle.
     return dataclasses.replace(report, fim=None) if note and data.fim is None else report
 
 
-def user_cache() -> Path:
-    """The folder that keeps stores when none is named."""
+@contextlib.contextmanager
+def kept_in(cache: Path | None) -> Iterator[Path]:
+    """Gives the folder that keeps stores: the one that is named, else the user's cache.
+
+    Raises:
+        EliteError: CACHE_UNWRITABLE, CACHE_FULL, in place of what says the same of a run's output folder.
+    """
     import platformdirs
 
-    return platformdirs.user_cache_path("elite-tui") / "datasets"
+    folder = cache or platformdirs.user_cache_path("elite-tui") / "datasets"
+    try:
+        yield folder
+    except EliteError as error:
+        if error.kind is OUTPUT_UNWRITABLE:
+            raise CACHE_UNWRITABLE(path=folder, problem=error.values["problem"]) from error
+        if error.kind is OUTPUT_FULL:
+            raise CACHE_FULL(path=folder) from error
+        raise
 
 
 def _tokenizer(model: ModelSpec) -> tuple[Any, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.errors import INTERRUPTED, declare
+from engine.errors import DOES_NOT_FIT, INTERRUPTED, declare
 
 MIXTURE_INVALID = declare("mixture-invalid", "data.mixture cannot be used: {problem}", "{remedy}")
 REPOSITORY_UNSET = declare(
@@ -103,4 +103,15 @@ FIM_UNAVAILABLE = declare(
 )
 READING_STOPPED = declare(
     "reading-stopped", "the reading of the repository was stopped", "f5 goes on where it was", exit_code=INTERRUPTED
+)
+CACHE_UNWRITABLE = declare(
+    "cache-unwritable",
+    "the cache {path} cannot be written: {problem}",
+    "set XDG_CACHE_HOME to another folder, or pass one with `engine data --out`",
+)
+CACHE_FULL = declare(
+    "cache-full",
+    "no space is left for tokens in the cache {path}",
+    "free some space, set XDG_CACHE_HOME to another folder, or pass one with `engine data --out`",
+    exit_code=DOES_NOT_FIT,
 )

@@ -42,6 +42,20 @@ def test_figures_as_json(write: Write, tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["fim"]["share"] == 0
 
 
+def test_a_cache_that_cannot_be_written_is_called_one(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a read-only home folder; /proc takes no folder, from root neither."""
+    root = write(FILES)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    assert main(["data", "--repo", str(root)]) == 2
+    told = capsys.readouterr().err
+    assert "the cache /proc/nowhere/elite-tui/datasets cannot be written" in told
+    assert "engine data --out" in told
+    assert "--output" not in told
+    assert told.count("\n") == 1
+
+
 def test_tables_for_people(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write({**FILES, "[red]x[/nonsense].py": module("odd"), "\x1b[31mred\n.py": module("red"), "a.png": b"\0"})
     assert main(["data", "--repo", str(root), "--out", str(tmp_path / "[/out]")]) == 0
