@@ -86,11 +86,11 @@ def open_source(run: RunDirectory, target: str) -> Source:
     if not results:
         status = run.status()
         if status in ACTIVE:
-            problem, remedy = f"it is {status}", f"wait for its end, or end it with `engine stop {run.id}`"
+            state, remedy = f"it is {status}", f"wait for its end, or end it with `engine stop {run.id}`"
         else:
-            problem = f"it is {status} and left no adapter"
+            state = f"it is {status} and left no adapter"
             remedy = f"`engine train --resume {run.id}` goes on to its end"
-        raise EXPORT_NOTHING(run=run.id, target=target, problem=problem, remedy=remedy)
+        raise EXPORT_NOTHING(run=run.id, target=target, problem=state, remedy=remedy)
     if (problem := result_problem(results[0])) is not None:
         raise RESULT_DAMAGED(run=run.id, problem=problem)
     spec = find_model(config.model.name)
