@@ -46,6 +46,13 @@ def preview(
     return dataclasses.replace(report, fim=None) if note and data.fim is None else report
 
 
+def user_cache() -> Path:
+    """The folder that keeps stores when none is named."""
+    import platformdirs
+
+    return platformdirs.user_cache_path("elite-tui") / "datasets"
+
+
 @contextlib.contextmanager
 def kept_in(cache: Path | None) -> Iterator[Path]:
     """Gives the folder that keeps stores: the one that is named, else the user's cache.
@@ -53,9 +60,7 @@ def kept_in(cache: Path | None) -> Iterator[Path]:
     Raises:
         EliteError: CACHE_UNWRITABLE, CACHE_FULL, in place of what says the same of a run's output folder.
     """
-    import platformdirs
-
-    folder = cache or platformdirs.user_cache_path("elite-tui") / "datasets"
+    folder = cache or user_cache()
     try:
         yield folder
     except EliteError as error:
