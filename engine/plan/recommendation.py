@@ -8,17 +8,47 @@ Longer windows are for a tier or a context that is asked for; `--tier max` asks 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from engine.models.spec import ModelSpec
 from engine.plan.tiers import LEAST_UPDATES
 from engine.quantities import counted, format_context, format_seconds
 
 if TYPE_CHECKING:
-    from engine.plan.planner import TierPlan
     from engine.plan.request import PlanRequest
 
 HIGHEST = "the highest that fits and the repository fills"
+
+
+class Row(Protocol):
+    """What the rule asks of a row of the tier table (engine.plan.planner.TierPlan)."""
+
+    @property
+    def tier(self) -> int | None:
+        """None for a context that belongs to no tier."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of a window."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether any plan fits."""
+
+    @property
+    def in_time(self) -> bool:
+        """Whether it fits and one window takes no longer than `patience`."""
+
+    @property
+    def holds_repository(self) -> bool:
+        """Whether one window holds all of it."""
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """None where the repository's size is not known."""
+
+
+_Row = TypeVar("_Row", bound=Row)
 
 
 def within_trained(spec: ModelSpec, context: int) -> bool:
@@ -38,7 +68,7 @@ def beyond_trained(spec: ModelSpec, context: int) -> str:
     )
 
 
-def ceiling_of(rows: Sequence[TierPlan]) -> int | None:
+def ceiling_of(rows: Sequence[Row]) -> int | None:
     """Returns the highest tier that fits within `patience` and is not above the smallest that holds the repository."""
     best = None
     for row in rows:
@@ -49,7 +79,7 @@ def ceiling_of(rows: Sequence[TierPlan]) -> int | None:
     return best
 
 
-def recommend(planning: PlanRequest, rows: Sequence[TierPlan]) -> tuple[TierPlan | None, str]:
+def recommend(planning: PlanRequest, rows: Sequence[_Row]) -> tuple[_Row | None, str]:
     """Chooses the tier of a run whose windows are all alike.
 
     Returns:
@@ -75,7 +105,7 @@ def recommend(planning: PlanRequest, rows: Sequence[TierPlan]) -> tuple[TierPlan
     return best, f"{updates}, and longer windows would leave no more"
 
 
-def recommend_short(planning: PlanRequest, rows: Sequence[TierPlan], lowest: TierPlan) -> tuple[TierPlan | None, str]:
+def recommend_short(planning: PlanRequest, rows: Sequence[_Row], lowest: Row) -> tuple[_Row | None, str]:
     """Chooses among contexts below tier 1, for a machine or a model that it is too much for.
 
     Args:
@@ -102,11 +132,11 @@ def recommend_short(planning: PlanRequest, rows: Sequence[TierPlan], lowest: Tie
     return best, _in_time(planning)
 
 
-def _updates(planning: PlanRequest, row: TierPlan) -> int:
+def _updates(planning: PlanRequest, row: Row) -> int:
     return max(1, round((row.steps_per_epoch or 1) * planning.training.passes))
 
 
-def _why_the_ceiling(planning: PlanRequest, row: TierPlan) -> str:
+def _why_the_ceiling(planning: PlanRequest, row: Row) -> str:
     if not planning.on_gpu and not row.holds_repository:
         return _in_time(planning)
     return HIGHEST
