@@ -223,11 +223,13 @@ def typescript(texts: Texts, root: Path) -> set[Pair]:
 
 def dart(texts: Texts, root: Path) -> set[Pair]:
     """Directives up to the first other statement, word by word; packages by the name: line of pubspec.yaml."""
-    packages = {}
+    packages: dict[str, str] = {}
     for manifest in root.rglob("pubspec.yaml"):
         for line in manifest.read_text("utf-8", "replace").splitlines():
             if line.startswith("name:"):
-                packages[line[5:].strip().strip("'\"")] = posixpath.relpath(manifest.parent, root)
+                package = line[5:].strip().strip("'\"")
+                # One that is there several times counts for none.
+                packages[package] = "?" if package in packages else posixpath.relpath(manifest.parent, root)
     pairs = set()
     for name, text in texts.items():
         directive = ""

@@ -29,6 +29,22 @@ CASES: dict[str, tuple[dict[str, str], dict[str, set[str]]]] = {
             "pkgs/b/lib/b.dart": {"pkgs/a/lib/src/x.dart"},
         },
     ),
+    "dart: of two packages of one name, the nearer": (
+        {
+            "one/app/pubspec.yaml": "name: app\n",
+            "one/app/lib/main.dart": "import 'package:shared/shared.dart';\n",
+            "one/shared/pubspec.yaml": "name: shared\n",
+            "one/shared/lib/shared.dart": "var s = 1;\n",
+            "two/app/lib/main.dart": "import 'package:shared/shared.dart';\n",
+            "two/app/pubspec.yaml": "name: app\n",
+            "two/shared/pubspec.yaml": "name: shared\n",
+            "two/shared/lib/shared.dart": "var s = 2;\n",
+        },
+        {
+            "one/app/lib/main.dart": {"one/shared/lib/shared.dart"},
+            "two/app/lib/main.dart": {"two/shared/lib/shared.dart"},
+        },
+    ),
     "dart: a package that is not here": (
         {"lib/a.dart": "import 'package:b/b.dart';\n", "lib/b.dart": "var b = 1;\n", "pubspec.yaml": "name: a\n"},
         {},

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from engine.data.imports.rules import Files, ImportRules, Repository, joined
+from engine.data.imports.rules import Files, ImportRules, Repository, joined, shared
 
 # Strings are matched so that a URL's slashes begin no comment.
 _COMMENT = re.compile(
@@ -34,18 +34,20 @@ class DartRules(ImportRules):
 
     def __init__(self, files: Files, repository: Repository) -> None:
         self._by_path = {str(path): number for number, path in files}
-        self._packages: dict[str, PurePosixPath] = {}
+        self._packages: dict[str, list[PurePosixPath]] = {}
         for name, text in sorted(repository.manifests.items(), key=lambda item: (item[0].count("/"), item[0])):
             path = PurePosixPath(name)
             if path.name == "pubspec.yaml" and (found := _NAME.search(text)):
-                self._packages.setdefault(found[1], path.parent)
+                self._packages.setdefault(found[1], []).append(path.parent)
 
     def _meant(self, path: PurePosixPath, wanted: str) -> Iterator[int]:
         scheme, colon, rest = wanted.partition(":")
         if not colon:
             target = joined(path.parent, wanted)
         elif scheme == "package" and (package := rest.partition("/"))[0] in self._packages:
-            target = joined(self._packages[package[0]] / "lib", package[2])
+            # Examples bring packages of the same name: the nearest one is meant.
+            found = max(self._packages[package[0]], key=lambda folder: shared(path.parts, folder.parts))
+            target = joined(found / "lib", package[2])
         else:
             return
         if target in self._by_path:
