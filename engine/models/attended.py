@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 Use = Literal["own", "lent", "borrowed"]
@@ -24,23 +25,23 @@ class AttendedShape:
     latent: int | None = None
     "Numbers that are stored of a token in place of keys and values; None where those are."
 
-    @property
+    @cached_property
     def stored(self) -> tuple[int, int, int]:
         """Identifies the shape of what is stored: KV heads, and the widths of keys and values (or latents, and 0)."""
         return (self.kv_heads, self.key_dim, self.value_dim) if self.latent is None else (1, self.latent, 0)
 
-    @property
+    @cached_property
     def stored_width(self) -> int:
         """Values of a token that are stored in one layer."""
         heads, keys, values = self.stored
         return heads * (keys + values)
 
-    @property
+    @cached_property
     def output_width(self) -> int:
         """Values of a token's attention output in one layer."""
         return self.heads * self.value_dim
 
-    @property
+    @cached_property
     def saves_kv(self) -> bool:
         """Whether keys and values are saved beside the attention output: where they are no larger than it."""
         return self.use == "own" and self.stored_width <= self.output_width

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from engine.plan.step_passes import repeated_layers
 from engine.plan.stream_plan import BaseWeights, Home, StreamPlan
@@ -17,10 +19,14 @@ Grain = tuple[int, int, int]
 """Tile, key block and loss chunk."""
 
 
-class Homes(NamedTuple):
+_NEARER: Mapping[Home, int] = {"gpu": 0, "host": 1, "disk": 2}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Homes:
     """What plans of one storage of the base weights differ in, apart from their grain.
 
-    Far more of them are compared than become a StreamPlan, which takes ten times as long to make.
+    Far more of them are compared than become a StreamPlan, and the contexts of a table have them in common.
     """
 
     weights: Literal["host", "disk"]
@@ -35,11 +41,25 @@ class Homes(NamedTuple):
     saved: Home
     "Home of the saved attention outputs."
 
-    @property
+    @functools.cached_property
     def waiting(self) -> tuple[Home, ...]:
         """As StreamPlan.homes."""
         always = (self.hidden, self.gradient)
         return (*always, self.saved) if self.stash else always
+
+    @functools.cached_property
+    def on_device(self) -> tuple[object, ...]:
+        """Identifies what is on the device: among homes other than it, none changes what it holds."""
+        return (self.kv, *(home == "gpu" for home in self.waiting))
+
+    @functools.cached_property
+    def costs(self) -> tuple[int, ...]:
+        """What a plan with the same data on the device takes time by, or writes to the disk by, all rising."""
+        return (self.repeated, _NEARER[self.weights], *(_NEARER[home] for home in self.waiting))
+
+    def outdoes(self, other: Homes) -> bool:
+        """Whether a plan takes no longer than another with the same data on the device, and writes no more."""
+        return all(map(operator.le, self.costs, other.costs))
 
     def plan(self, work: Workload, weights: BaseWeights, fixed: Mapping[str, Any], grain: Grain) -> StreamPlan:
         """Returns the plan of these homes with a grain."""
@@ -69,19 +89,43 @@ def _plan(
     )
 
 
-def all_homes(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[Homes]:
-    """Yields the homes of one storage's plans; those of a plan come before those of plans that it may outdo."""
-    homes = product(_weight_homes(work, weights, fixed), _homes(fixed, on_gpu=work.on_gpu))
-    for weights_home, (kv_home, hidden_home) in homes:
+def all_homes(work: Workload, weights: BaseWeights, fixed: Mapping[str, Any]) -> tuple[Homes, ...]:
+    """Returns the homes of one storage's plans; those of a plan come before those of plans that it may outdo."""
+    weight_homes = _weight_homes(work, weights, fixed)
+    return _all_homes(work.spec.layers, weight_homes, tuple(fixed.items()), on_gpu=work.on_gpu)
+
+
+@functools.lru_cache(maxsize=64)
+def _all_homes(
+    layers: int,
+    weight_homes: tuple[Literal["host", "disk"], ...],
+    settings: tuple[tuple[str, Any], ...],
+    *,
+    on_gpu: bool,
+) -> tuple[Homes, ...]:
+    """Makes the homes. Cached, since they do not depend on the context."""
+    fixed, found = dict(settings), []
+    for weights_home, (kv_home, hidden_home) in product(weight_homes, _homes(fixed, on_gpu=on_gpu)):
         steps = _CHECKPOINT_EVERY if hidden_home != "gpu" else (1,)
         for wanted in (fixed["checkpoint_every"],) if "checkpoint_every" in fixed else steps:
-            if wanted > work.spec.layers and "checkpoint_every" not in fixed:
+            if wanted > layers and "checkpoint_every" not in fixed:
                 continue
-            every = min(wanted, work.spec.layers)
-            repeated = repeated_layers(work.spec.layers, every)
+            every = min(wanted, layers)
             others = product(_stashes(fixed, kv_home, hidden_home), _gradient_homes(fixed, kv_home, hidden_home))
-            for (stash, saved), gradient in others:
-                yield Homes(weights_home, kv_home, hidden_home, gradient, every, repeated, stash=stash, saved=saved)
+            found += [
+                Homes(
+                    weights=weights_home,
+                    kv=kv_home,
+                    hidden=hidden_home,
+                    gradient=gradient,
+                    every=every,
+                    repeated=repeated_layers(layers, every),
+                    stash=stash,
+                    saved=saved,
+                )
+                for (stash, saved), gradient in others
+            ]
+    return tuple(found)
 
 
 def _stashes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> Iterator[tuple[bool, Home]]:

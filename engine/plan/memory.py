@@ -6,16 +6,16 @@ parts count once; of transient ones, only the peak candidate that holds the most
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Literal
+from functools import cached_property
+from typing import NamedTuple
 
 from engine.models.loss_chunk import loss_chunk
 from engine.plan.activations import PeakCandidate, Phase
 from engine.plan.full_tuning import state_parts
 from engine.plan.home_lines import home_parts, slot_parts
-from engine.plan.homes import Grain
 from engine.plan.kv_lines import key_value_parts
 from engine.plan.ledger_lines import NOT_ALLOCATED, Line, Place, fixed_parts, in_words
 from engine.plan.recurrent import border_state_parts
@@ -45,13 +45,93 @@ class Part:
     "Formula in words, with its numbers."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """All parts of one plan."""
+class Group(NamedTuple):
+    """Lines with their sums, so that plans which have them in common need not add them up again."""
 
     lines: tuple[Line, ...]
-    phases: tuple[tuple[str, int], ...] = ()
-    "Bytes on the compute device at each phase's peak; the parts are those of the highest phase."
+    gpu: int
+    host: int
+    disk: int
+    own: int
+    "Bytes that the device's allocator serves."
+    home: int
+    "Bytes that the host's allocator serves, beside weights at home."
+
+    def beside(self, other: Group) -> Group:
+        """Returns the lines of both."""
+        mine, its = self[1:], other[1:]
+        return Group((*self.lines, *other.lines), *map(operator.add, mine, its))
+
+    @staticmethod
+    def of(lines: Iterable[Line], device: Place) -> Group:
+        """Adds up lines that are held while `device` computes."""
+        found, own, home = tuple(lines), 0, 0
+        places: dict[Place, int] = {"gpu": 0, "host": 0, "disk": 0}
+        for line in found:
+            places[line.where] += line.bytes
+            if line.name in NOT_ALLOCATED:
+                continue
+            if line.where == device:
+                own += line.bytes
+            if line.where == "host" and line.name not in (AT_HOME, TABLE_AT_HOME):
+                home += line.bytes
+        return Group(found, places["gpu"], places["host"], places["disk"], own, home)
+
+
+class Transient(NamedTuple):
+    """What comes and goes in a step."""
+
+    highest: Group
+    "Lines of the peak candidate that holds the most."
+    peaks: tuple[tuple[Phase, int], ...]
+    "Bytes of each phase's highest candidate."
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the highest candidate."""
+        return max(size for _, size in self.peaks)
+
+
+class Ledger:
+    """All lines of one plan: those of its groups, the allocator's slack, and what loading needs beside them."""
+
+    def __init__(
+        self, work: Workload, weights: BaseWeights, held: Group, waiting: Group, transient: Transient, loading: int
+    ) -> None:
+        """Adds up the groups.
+
+        Args:
+            work: Model and window.
+            weights: Storage of the base weights.
+            held: What is held all the time.
+            waiting: What waits in its homes between the passes.
+            transient: What comes and goes.
+            loading: Bytes that loading needs in host memory, of which the step's own buffers take the place.
+        """
+        self._work, self._weights = work, weights
+        self._held, self._waiting, self._transient = held, waiting, transient
+        highest = transient.highest
+        self._own = held.own + waiting.own + highest.own
+        self._slack = round(ALLOCATOR_SLACK * self._own)
+        self._home = held.home + waiting.home + highest.home
+        gpu, host = held.gpu + waiting.gpu + highest.gpu, held.host + waiting.host + highest.host
+        if work.on_gpu:
+            gpu += self._slack
+        else:
+            self._home += self._slack
+            host += self._slack + round(HEAP_RETENTION * transient.bytes)
+        host += max(0, loading - self._home)
+        self._peaks: dict[Place, int] = {"gpu": gpu, "host": host, "disk": held.disk + waiting.disk + highest.disk}
+
+    def peak(self, where: Place) -> int:
+        """Sum of the parts in one place, in bytes."""
+        return self._peaks[where]
+
+    @property
+    def phases(self) -> tuple[tuple[str, int], ...]:
+        """Bytes on the compute device at each phase's peak; the parts are those of the highest phase."""
+        held = self._own - self._transient.bytes
+        return tuple((phase, held + size) for phase, size in self._transient.peaks)
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -60,16 +140,28 @@ class Ledger:
             Part(name=line.name, where=line.where, bytes=line.bytes, formula=line.words()) for line in self.lines
         )
 
-    @cached_property
-    def _sums(self) -> dict[Place, int]:
-        sums: dict[Place, int] = {"gpu": 0, "host": 0, "disk": 0}
-        for line in self.lines:
-            sums[line.where] += line.bytes
-        return sums
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        """Every line that is not empty."""
+        groups = (self._held.lines, self._waiting.lines, self._transient.highest.lines, self._closing())
+        return tuple(line for group in groups for line in group if line.bytes)
 
-    def peak(self, where: Place) -> int:
-        """Sum of the parts in one place, in bytes."""
-        return self._sums[where]
+    def _closing(self) -> Iterator[Line]:
+        own, transient = self._own, self._transient.bytes
+        yield Line(
+            name="allocator slack",
+            where="gpu" if self._work.on_gpu else "host",
+            bytes=self._slack,
+            words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, estimated",
+        )
+        yield loading_part(self._work, self._weights, self._home)
+        if not self._work.on_gpu:
+            yield Line(
+                name="freed memory that the heap keeps",
+                where="host",
+                bytes=round(HEAP_RETENTION * transient),
+                words=lambda: f"{HEAP_RETENTION:.0%} of {transient:,} B of activations and logits, measured once",
+            )
 
 
 def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bool = True) -> Ledger:
@@ -83,7 +175,7 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     device: Place = "gpu" if work.on_gpu else "host"
     n, element = work.context, work.element
     tables = 2 * n * work.spec.head_dim * element
-    parts = [
+    held = [
         *fixed_parts(work, device),
         *weight_parts(work, weights, device),
         *(() if work.master_home is None else state_parts(work)),
@@ -96,59 +188,73 @@ def whole_sequence_ledger(work: Workload, weights: BaseWeights, *, recompute: bo
     ]
     piece = min(loss_chunk(work.spec.vocab_size), n)
     moments = window_peaks(work, recompute=recompute, four_bit=in_4_bits(weights), pieces=piece < n)
-    return _close(_common(parts, device, moments, work, n, {}, piece), (), device, work, weights)
+    transient = _highest(moments, device, work, n, {}, piece)
+    loading = loading_part(work, weights, later=0).bytes
+    return Ledger(work, weights, Group.of(held, device), Group.of((), device), transient, loading)
 
 
 def streamed_ledger(work: Workload, plan: StreamPlan) -> Ledger:
     """Computes the ledger of the streamed step, layer-major, with every choice of `plan`."""
-    device: Place = "gpu" if work.on_gpu else "host"
-    common = _with_any_homes(
-        work,
-        plan.weights,
-        plan.weights_home,
-        plan.kv_home,
-        (plan.tile, plan.key_block, plan.loss_piece),
-        plan.activation_bits,
-        plan.keep_layers,
-        stash=plan.stash,
-    )
-    tile = min(plan.tile, work.context)
-    waiting = (*home_parts(work, plan, tile), *border_state_parts(work, plan, device))
-    return _close(common, waiting, device, work, plan.weights)
+    return StepMemory().ledger(work, plan)
 
 
-@lru_cache(maxsize=256)
-def _with_any_homes(
-    work: Workload,
-    weights: BaseWeights,
-    weights_home: Literal["host", "disk"],
-    kv_home: Literal["gpu", "host"],
-    grain: Grain,
-    activation_bits: Literal[16, 8, 4],
-    keep_layers: int,
-    *,
-    stash: bool,
-) -> _Common:
-    """Computes what streamed steps hold wherever hidden states, their gradient and attention outputs wait.
+class StepMemory:
+    """Ledgers of the streamed steps of one window, on one device.
 
-    Cached, since a planner compares dozens of steps that differ in these homes alone.
+    A planner compares hundreds of steps that differ in the storage of the base weights, in homes, or in their tiles
+    alone. What such steps have in common is computed once.
     """
+
+    def __init__(self) -> None:
+        self._of_weights: dict[tuple[object, ...], tuple[Group, int]] = {}
+        self._of_tiles: dict[tuple[object, ...], tuple[Group, Transient]] = {}
+        self._of_both: dict[tuple[object, ...], Group] = {}
+        self._of_homes: dict[tuple[object, ...], Group] = {}
+
+    def ledger(self, work: Workload, plan: StreamPlan) -> Ledger:
+        """Returns the ledger of a plan; workloads may differ in the homes of masters and of the layers' table alone."""
+        weights = (plan.weights, plan.weights_home, work.master_home, work.table_home)
+        grain = (plan.tile, plan.key_block, plan.loss_piece)
+        tiles = (grain, plan.kv_home, plan.stash, plan.activation_bits, plan.keep_layers)
+        homes = (*plan.homes, plan.kv_home, plan.checkpoint_every, plan.activation_bits, plan.tile)
+        if weights not in self._of_weights:
+            self._of_weights[weights] = _weights_and_states(work, plan)
+        if tiles not in self._of_tiles:
+            self._of_tiles[tiles] = _tiles(work, plan)
+        if homes not in self._of_homes:
+            self._of_homes[homes] = _waiting(work, plan)
+        (of_weights, loading), (of_tiles, transient) = self._of_weights[weights], self._of_tiles[tiles]
+        both = (weights, tiles)
+        if both not in self._of_both:
+            self._of_both[both] = of_weights.beside(of_tiles)
+        return Ledger(work, plan.weights, self._of_both[both], self._of_homes[homes], transient, loading)
+
+
+def _weights_and_states(work: Workload, plan: StreamPlan) -> tuple[Group, int]:
+    """Returns what a storage of the base weights holds whatever its tiles and other homes, and what loading needs."""
+    device: Place = "gpu" if work.on_gpu else "host"
+    lines = (
+        *fixed_parts(work, device),
+        *weight_parts(work, plan.weights, device, plan.weights_home),
+        *(() if work.master_home is None else state_parts(work)),
+        *unpacked_parts(work, plan.weights, device),
+    )
+    return Group.of(lines, device), loading_part(work, plan.weights, later=0).bytes
+
+
+def _waiting(work: Workload, plan: StreamPlan) -> Group:
+    """Returns what waits between the passes, and is staged on its way."""
+    device: Place = "gpu" if work.on_gpu else "host"
+    lines = (*home_parts(work, plan, min(plan.tile, work.context)), *border_state_parts(work, plan, device))
+    return Group.of(lines, device)
+
+
+def _tiles(work: Workload, plan: StreamPlan) -> tuple[Group, Transient]:
+    """Returns what tiles hold all the time, and what comes and goes with them."""
     device: Place = "gpu" if work.on_gpu else "host"
     n = work.context
-    plan = StreamPlan(
-        weights=weights,
-        weights_home=weights_home,
-        kv_home=kv_home,
-        tile=grain[0],
-        key_block=grain[1],
-        loss_piece=grain[2],
-        activation_bits=activation_bits,
-        keep_layers=keep_layers,
-        stash=stash,
-    )
     tile, key_block = min(plan.tile, n), min(plan.key_block, n)
-    parts = [
-        *lines_of_any_tile(work, plan.weights, plan.weights_home),
+    held = [
         *factor_parts(work, device, layers=1 if n > plan.tile else work.spec.layers),
         *(key_value_parts(work, plan, key_block, device) if work.ranks == 1 else exchange_lines(work, device)),
         *slot_parts(work, plan, tile, device),
@@ -166,75 +272,20 @@ def _with_any_homes(
     piece = min(plan.loss_piece, n)
     keep = plan.keep_layers if n <= plan.tile else 0
     moments = tile_peaks(work, stash=plan.stash, encoded=plan.activation_bits < 16, keep=keep)
-    return _common(parts, device, moments, work, tile, keys, piece)
-
-
-@lru_cache(maxsize=64)
-def lines_of_any_tile(work: Workload, weights: BaseWeights, home: Literal["host", "disk"]) -> tuple[Line, ...]:
-    """Lists what every streamed step of a storage of the base weights holds, whatever its tiles and other homes.
-
-    Cached, since a planner compares hundreds of steps that have these lines in common.
-    """
-    device: Place = "gpu" if work.on_gpu else "host"
-    return (
-        *fixed_parts(work, device),
-        *weight_parts(work, weights, device, home),
-        *(() if work.master_home is None else state_parts(work)),
-        *unpacked_parts(work, weights, device),
-    )
-
-
-def bytes_of_any_tile(work: Workload, plan: StreamPlan, place: Place) -> int:
-    """Bytes in one place of the lines that a plan has with every grain: weights, and what is in the homes."""
-    lines = (*lines_of_any_tile(work, plan.weights, plan.weights_home), *home_parts(work, plan, tile=0))
-    return sum(line.bytes for line in lines if line.where == place)
-
-
-def key_value_bytes(work: Workload, plan: StreamPlan, place: Place) -> int:
-    """Bytes of keys, values and their gradients in one place; 0 where ranks share them."""
-    return _key_value_bytes(work, plan.kv_home, plan.tile, plan.key_block, place)
-
-
-@lru_cache(maxsize=256)
-def _key_value_bytes(work: Workload, home: Literal["gpu", "host"], tile: int, key_block: int, place: Place) -> int:
-    if work.ranks > 1:
-        return 0
-    plan = StreamPlan(kv_home=home, tile=tile, key_block=key_block)
-    lines = key_value_parts(work, plan, min(key_block, work.context), "gpu" if work.on_gpu else "host")
-    return sum(line.bytes for line in lines if line.where == place)
+    return Group.of(held, device), _highest(moments, device, work, tile, keys, piece)
 
 
 # --- transient allocations -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Common:
-    """What steps hold that differ in the homes of what waits between the passes alone."""
-
-    lines: tuple[Line, ...]
-    "Lines of what is held all the time."
-    highest: tuple[Line, ...]
-    "Those of the peak candidate that holds the most."
-    peaks: tuple[tuple[Phase, int], ...]
-    "Bytes of each phase's highest candidate."
-    allocated: tuple[int, int]
-    "See `_allocated`."
-
-    @cached_property
-    def transient(self) -> int:
-        """Bytes of the highest candidate."""
-        return max(size for _, size in self.peaks)
-
-
-def _common(
-    parts: Sequence[Line],
-    device: Place,
+def _highest(
     moments: Sequence[PeakCandidate],
+    device: Place,
     work: Workload,
     tokens: int,
     keys: Mapping[Phase, int],
     piece: int,
-) -> _Common:
+) -> Transient:
     """Finds the highest peak candidate."""
     logits = piece * work.spec.vocab_size
     sizes = [moment.bytes(tokens, keys.get(moment.phase, 0), logits) for moment in moments]
@@ -242,57 +293,8 @@ def _common(
     peaks: dict[Phase, int] = {}
     for moment, size in zip(moments, sizes, strict=True):
         peaks[moment.phase] = max(peaks.get(moment.phase, 0), size)
-    lines = tuple(_moment_parts(highest, device, work, tokens, keys.get(highest.phase, 0), piece))
-    return _Common(
-        lines=tuple(parts),
-        highest=lines,
-        peaks=tuple(peaks.items()),
-        allocated=_allocated((*parts, *lines), device),
-    )
-
-
-def _allocated(lines: Iterable[Line], device: Place) -> tuple[int, int]:
-    """Sums what the device's allocator serves, and what the host's does beside weights at home."""
-    own = home = 0
-    for line in lines:
-        if line.name in NOT_ALLOCATED:
-            continue
-        if line.where == device:
-            own += line.bytes
-        if line.where == "host" and line.name not in (AT_HOME, TABLE_AT_HOME):
-            home += line.bytes
-    return own, home
-
-
-def _close(common: _Common, waiting: Sequence[Line], device: Place, work: Workload, weights: BaseWeights) -> Ledger:
-    """Adds what waits in the homes, and the allocator's slack on all that it allocates."""
-    parts = [*common.lines, *waiting, *common.highest]
-    own, home = (sum(both) for both in zip(common.allocated, _allocated(waiting, device), strict=True))
-    transient = common.transient
-    slack = round(ALLOCATOR_SLACK * own)
-    if device == "host":
-        home += slack
-    parts.append(
-        Line(
-            name="allocator slack",
-            where=device,
-            bytes=slack,
-            words=lambda: f"{ALLOCATOR_SLACK:.0%} of {own:,} B, estimated",
-        )
-    )
-    parts.append(loading_part(work, weights, home))
-    if not work.on_gpu:
-        parts.append(
-            Line(
-                name="freed memory that the heap keeps",
-                where="host",
-                bytes=round(HEAP_RETENTION * transient),
-                words=lambda: f"{HEAP_RETENTION:.0%} of {transient:,} B of activations and logits, measured once",
-            )
-        )
-    held = own - transient
-    phases = tuple((phase, held + size) for phase, size in common.peaks)
-    return Ledger(lines=tuple(part for part in parts if part.bytes), phases=phases)
+    lines = _moment_parts(highest, device, work, tokens, keys.get(highest.phase, 0), piece)
+    return Transient(Group.of(lines, device), tuple(peaks.items()))
 
 
 def _moment_parts(

@@ -16,7 +16,7 @@ from engine.hardware.machine import Machine
 from engine.models.families import refuse
 from engine.models.spec import ModelSpec
 from engine.plan.ledger_lines import Place
-from engine.plan.memory import Part
+from engine.plan.memory import Part, StepMemory
 from engine.plan.recommendation import beyond_trained, ceiling_of, recommend, recommend_short
 from engine.plan.request import (
     PlanRequest,
@@ -290,12 +290,11 @@ def _candidates(planning: PlanRequest, work: Workload, budget: Budget, refusal: 
         for home in _master_homes(planning)
         for table in _table_homes(planning)
     ]
+    memory, again = StepMemory(), planning.training.recompute
     found = [
         candidate
         for each in works
-        for candidate in search(
-            each, planning.machine, budget, weights, way, planning.training.recompute, planning.fixed
-        )
+        for candidate in search(each, planning.machine, budget, weights, way, again, planning.fixed, memory)
     ]
     if work.ranks > 1:  # ranks exchange keys and values between GPUs
         found = [c for c in found if (stream := c.layout.stream) is None or stream.kv_home == "gpu"]

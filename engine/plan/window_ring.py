@@ -66,6 +66,8 @@ def layers_of_ring(spec: ModelSpec, tile: int, context: int) -> tuple[int, Windo
     The other layers hold keys and values of the whole context, one layer at a time. So do layers that share keys and
     values: each layer that reads them goes through all tiles.
     """
+    ring = ring_for(spec.sliding_window, tile, context)
+    if ring is None:
+        return 0, None
     windowed = sum(kind.layers for kind in spec.attentions if kind.window is not None and kind.use == "own")
-    ring = ring_for(spec.sliding_window, tile, context) if windowed else None
-    return (0, None) if ring is None else (windowed, ring)
+    return (windowed, ring) if windowed else (0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from itertools import product
@@ -10,18 +11,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from engine.config import StreamSection, TrainingSection
 from engine.errors.planning import StreamPlanError
 from engine.hardware.cards import cards, simulate
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue, find_model
-from engine.plan.memory import streamed_ledger
+from engine.plan.memory import StepMemory, streamed_ledger
 from engine.plan.planner import plan_context
 from engine.plan.request import PlanRequest, streaming_refusal, workload_of
 from engine.plan.search import FOUR_BIT_WEIGHTS, STREAMED_WEIGHTS, WORN_DISK, Budget, search
 from engine.plan.speeds import speeds_of
 from engine.plan.stream_plan import StreamPlan
 from engine.plan.time import streamed_time, total_seconds
-from tests.plan.machines import with_card
+from tests.plan.machines import with_card, without_card
 
 CONTEXTS = (512, 4096, 12_345, 32_768, 131_072, 524_288, 1_048_576, 4_194_304)
 
@@ -97,64 +99,104 @@ def test_between_precisions_the_documented_margins_decide(card, model, context, 
         assert chosen == ("nf4" if ratio < 1 / 1.05 else "bf16") or ratio == pytest.approx(1 / 1.05)
 
 
+PLACES = ("gpu", "host", "disk")
+
+
+def added_up(lines):
+    """Bytes in each place."""
+    return {place: sum(line.bytes for line in lines if line.where == place) for place in PLACES}
+
+
 # A window of one tile saves no keys and values, as shorter tiles would.
 @example("rtx-4060", "qwen2.5-coder-1.5b", 12_345, 6.0, 500)
 @example("rtx-4090", "gpt-oss-20b", 12_345, 8.75, 500)
 @settings(max_examples=12)
 @given(
-    card=st.sampled_from(["rtx-2060", "rtx-4060", "rtx-4090"]),
-    model=st.sampled_from(["qwen3.5-2b", "qwen2.5-coder-1.5b", "gpt-oss-20b"]),
+    card=st.sampled_from(["rtx-2060", "rtx-4060", "rtx-4090", None]),
+    model=st.sampled_from(["qwen3.5-2b", "qwen2.5-coder-1.5b", "gpt-oss-20b", "gemma-4-e4b"]),
     context=st.sampled_from(CONTEXTS),
+    method=st.sampled_from(["lora", "lora", "full"]),
     ram=st.floats(6, 80),
     disk=st.sampled_from([0, 60, 500]),
 )
-def test_what_is_passed_over_without_a_ledger_does_not_fit(card, model, context, ram, disk):
-    machine = with_card(card, ram=ram, disk=disk)
-    request = PlanRequest.of(machine, find_model(model), "auto")
-    work = workload_of(request, context)
-    for candidate in search(work, machine, Budget.of(machine), request.weights, "streamed"):
-        assert not candidate.too_large or candidate.shortages
+def test_ledgers_that_share_their_parts_are_those_computed_alone(card, model, context, method, ram, disk):
+    machine = without_card(ram, disk) if card is None else with_card(card, ram=ram, disk=disk)
+    training = TrainingSection(method=method)
+    request = PlanRequest.of(machine, find_model(model), "auto", training=training)
+    work, memory = workload_of(request, context), StepMemory()
+    for master, table in product((None,) if method == "lora" else ("gpu", "host"), ("gpu", "host")):
+        placed = dataclasses.replace(work, master_home=master, table_home=table)
+        for candidate in search(placed, machine, Budget.of(machine), request.weights, memory=memory):
+            stream = candidate.layout.stream
+            if stream is not None:
+                assert candidate.ledger.parts == streamed_ledger(placed, stream).parts
+            sums = added_up(candidate.ledger.lines)
+            assert sums == {place: candidate.ledger.peak(place) for place in PLACES}
+            missing = {place: sums[place] - Budget.of(machine).limit(place) for place in PLACES}
+            assert dict(candidate.shortages) == {place: size for place, size in missing.items() if size > 0}
 
 
-TILES = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
+GRAINS = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
+
+
+def all_plans(context, storages, key_block):
+    """Every plan of these storages that is none against its own rules, without layers kept."""
+    homes, kv_homes = PLACES, ("gpu", "host")
+    for tile, block, piece in GRAINS:
+        for weights, kv, hidden, gradient, stash, every in product(
+            storages, kv_homes, homes, homes, (None, *homes), (1, 2, 4, 8)
+        ):
+            if (hidden == "gpu" and every > 1) or (stash == "gpu" and hidden != "gpu"):
+                continue
+            block = key_block or block
+            fields = {"tile": min(tile, block, context), "key_block": min(block, context), "loss_piece": piece}
+            fields |= {"stash": stash is not None, "stash_home": stash or "host", "checkpoint_every": every}
+            fields |= {"kv_home": kv, "hidden_home": hidden, "gradient_home": gradient}
+            with contextlib.suppress(StreamPlanError):
+                yield StreamPlan(**fields, weights=weights[0], weights_home=weights[1])
 
 
 def fastest_of_all(machine, request, context):
     """Seconds of the fastest streamed plan that fits, of all there are; none is left out for being outdone."""
-    work, budget, best = workload_of(request, context), Budget.of(machine), math.inf
-    speeds = speeds_of(machine, work)
-    homes = ("gpu", "host", "disk")
-    for weights, weights_home in (("nf4", "host"), ("nf4-streamed", "host"), ("nf4-streamed", "disk")):
-        for (tile, key_block, piece), kv, hidden, gradient, stash, every in product(
-            TILES, ("gpu", "host"), homes, homes, (None, *homes), (1, 2, 4, 8)
-        ):
-            if (hidden == "gpu" and every > 1) or (stash == "gpu" and hidden != "gpu"):
+    budget, best = Budget.of(machine), math.inf
+    ways = [(weights, "host") for weights in request.weights]
+    ways += [("nf4-streamed", "disk")] if "nf4-streamed" in request.weights else []
+    for table in ("gpu", "host") if request.spec.layer_input else ("gpu",):
+        work = dataclasses.replace(workload_of(request, context), table_home=table)
+        speeds = speeds_of(machine, work)
+
+        def fits(plan, work=work):
+            return all(
+                size <= budget.limit(place) for place, size in added_up(streamed_ledger(work, plan).lines).items()
+            )
+
+        for plan in all_plans(context, ways, request.stream.key_block):
+            if not fits(plan):
                 continue
-            fields = {"tile": min(tile, context), "key_block": min(key_block, context), "loss_piece": piece}
-            fields |= {"stash": stash is not None, "stash_home": stash or "host", "checkpoint_every": every}
-            try:
-                where = {"kv_home": kv, "hidden_home": hidden, "gradient_home": gradient}
-                plan = StreamPlan(**fields, **where, weights=weights, weights_home=weights_home)
-            except StreamPlanError:
-                continue
-            ledger = streamed_ledger(work, plan)
-            if all(ledger.peak(place) <= budget.limit(place) for place in homes):
-                best = min(best, total_seconds(streamed_time(work, plan, speeds)))
+            plans = [plan]
+            if plan.tile >= context and plan.checkpoint_every == 1 and not plan.streams_weights:
+                keeping = (dataclasses.replace(plan, keep_layers=layers) for layers in range(work.spec.layers, 0, -1))
+                plans += [kept for kept in keeping if fits(kept)][:1]
+            best = min(best, *(total_seconds(streamed_time(work, each, speeds)) for each in plans))
     return best
 
 
 @pytest.mark.parametrize(
-    ("card", "model", "ram", "disk", "context"),
+    ("card", "model", "ram", "disk", "context", "precision", "key_block"),
     [
-        ("rtx-4060", "qwen2.5-coder-1.5b", 32, 500, 524_288),
-        ("rtx-2060", "qwen2.5-coder-1.5b", 24, 60, 262_144),
-        ("rtx-3060-12gb", "qwen2.5-coder-7b", 48, 200, 131_072),
-        ("rtx-4090", "qwen2.5-coder-7b", 64, 500, 1_048_576),
+        ("rtx-4060", "qwen2.5-coder-1.5b", 32, 500, 524_288, "nf4", None),
+        ("rtx-2060", "qwen2.5-coder-1.5b", 24, 60, 262_144, "nf4", None),
+        ("rtx-3060-12gb", "qwen2.5-coder-7b", 48, 200, 131_072, "nf4", None),
+        ("rtx-4090", "qwen2.5-coder-7b", 64, 500, 1_048_576, "nf4", None),
+        ("rtx-3080-12gb", "gemma-4-e4b", 64, 500, 131_072, "nf4", None),
+        # One tile needs no saved keys and values, of which shorter tiles fill the RAM.
+        ("h100-pcie", "gemma-3-12b", 12, 2000, 8192, "bf16", 8192),
     ],
 )
-def test_no_plan_that_fits_is_faster(card, model, ram, disk, context):
+def test_no_plan_that_fits_is_faster(card, model, ram, disk, context, precision, key_block):
     machine, spec = with_card(card, ram=ram, disk=disk), find_model(model)
-    request = PlanRequest.of(machine, spec, "nf4").stepping("streamed")
+    stream = StreamSection(key_block=key_block)
+    request = PlanRequest.of(machine, spec, precision, stream=stream).stepping("streamed")
     assert streaming_refusal(spec, context) is None
     row = plan_context(request, context)
     least = fastest_of_all(machine, request, context)
