@@ -83,7 +83,7 @@ class Engine:
         planning = request_of_run(config, machine, spec, tokens)
         table = tier_table(planning)
         try:
-            choice, refusal = choose_plan(config, machine, spec, tokens), None
+            choice, refusal = choose_plan(config, machine, spec, tokens, table=table), None
         except EliteError as error:
             choice, refusal = None, error
         return Plans(

@@ -162,9 +162,9 @@ def run(args: argparse.Namespace) -> int:
 def _schedule(planning: PlanRequest, table: TierTable, args: argparse.Namespace) -> Schedule | None:
     """Makes the schedule of a run with these options; None where its windows are all alike."""
     if args.hours is not None:
-        return make_schedule(planning, args.hours, args.tier)
+        return make_schedule(planning, args.hours, args.tier, table=table)
     alike = args.tier is not None or planning.train_tokens is None or recommended_plan(planning, table)[0] is None
-    return None if alike else make_schedule(planning, None)
+    return None if alike else make_schedule(planning, None, table=table)
 
 
 def _cluster(args: argparse.Namespace, machine: Machine) -> Cluster | None:

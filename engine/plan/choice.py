@@ -15,7 +15,7 @@ from engine.hardware.rank_place import Ranks
 from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import least_of, share_of
-from engine.plan.planner import TierPlan, plan_context, recommended_plan, tier_table
+from engine.plan.planner import TierPlan, TierTable, plan_context, recommended_plan, tier_table
 from engine.plan.recommendation import HIGHEST
 from engine.plan.request import PlanRequest, without_gpu
 from engine.plan.schedule import Schedule, given_stages, make_schedule
@@ -133,6 +133,7 @@ def choose_plan(
     ranks: Ranks | None = None,
     *,
     grow: bool = True,
+    table: TierTable | None = None,
 ) -> Choice:
     """Chooses the context of a run and the plan for its step.
 
@@ -143,6 +144,7 @@ def choose_plan(
 
     Args:
         grow: Whether windows may grow over the run where nothing sets their length.
+        table: The tiers of `request_of_run`'s request, if they are planned already.
 
     Raises:
         EliteError: TIER_DOES_NOT_FIT, CONTEXT_DOES_NOT_FIT, HOURS_TOO_FEW, DEVICE_UNAVAILABLE or PRECISION_UNAVAILABLE.
@@ -152,15 +154,15 @@ def choose_plan(
     if training.stages:
         choice = _scheduled(planning, given_stages(planning, training.stage_pairs))
     elif training.hours is not None:
-        choice = _scheduled(planning, make_schedule(planning, training.hours, training.tier))
+        choice = _scheduled(planning, make_schedule(planning, training.hours, training.tier, table=table))
     elif training.context is not None:
         choice = _asked_context(planning, training.context)
     elif isinstance(training.tier, int):
         choice = _asked_tier(planning, training.tier)
     elif training.tier is None and grow and grows(planning):
-        choice = _scheduled(planning, make_schedule(planning, None))
+        choice = _scheduled(planning, make_schedule(planning, None, table=table))
     else:
-        choice = _best_context(planning, highest=training.tier == "max")
+        choice = _best_context(planning, table or tier_table(planning), highest=training.tier == "max")
     if choice.seconds is not None and choice.schedule is None:
         note = f"{choice.note}; {format_seconds(choice.seconds)} in all, start, scoring and saving included"
         choice = dataclasses.replace(choice, note=note)
@@ -215,8 +217,7 @@ def _alike(planning: PlanRequest, row: TierPlan, note: str) -> Choice:
     )
 
 
-def _best_context(planning: PlanRequest, *, highest: bool) -> Choice:
-    table = tier_table(planning)
+def _best_context(planning: PlanRequest, table: TierTable, *, highest: bool) -> Choice:
     if highest and table.ceiling is not None:
         return _alike(planning, table.row(table.ceiling), _reasoned(table.row(table.ceiling), HIGHEST))
     row, why = recommended_plan(planning, table)

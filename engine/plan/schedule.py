@@ -185,7 +185,13 @@ class Schedule:
         return f"updates: {stages}{epochs}; {format_seconds(self.seconds)}{budget} in all (predicted)"
 
 
-def make_schedule(planning: PlanRequest, hours: float | None, tier: int | Literal["max"] | None = None) -> Schedule:
+def make_schedule(
+    planning: PlanRequest,
+    hours: float | None,
+    tier: int | Literal["max"] | None = None,
+    *,
+    table: TierTable | None = None,
+) -> Schedule:
     """Makes the schedule of a run that ends within the hours.
 
     Args:
@@ -194,6 +200,7 @@ def make_schedule(planning: PlanRequest, hours: float | None, tier: int | Litera
             schedule, and one window takes no longer than the request's patience.
         tier: The tier of the last stage; "max" is the highest that fits and the repository fills; None is the highest
             that hours and tokens allow.
+        table: The request's tiers, if they are planned already.
 
     Raises:
         EliteError: TIER_DOES_NOT_FIT, or HOURS_TOO_FEW for LEAST_UPDATES updates.
@@ -201,7 +208,7 @@ def make_schedule(planning: PlanRequest, hours: float | None, tier: int | Litera
     """
     if hours is None and planning.train_tokens is None:
         raise ValueError("a schedule without hours needs a repository of known size")
-    return _Scheduler(planning, hours).schedule(tier)
+    return _Scheduler(planning, hours).schedule(tier, table or tier_table(planning))
 
 
 def given_stages(planning: PlanRequest, pairs: Sequence[tuple[int, int]]) -> Schedule:
@@ -257,8 +264,7 @@ class _Scheduler:
         self._tokens = math.inf if planning.train_tokens is None else passes * planning.train_tokens
         self._rows: dict[tuple[object, ...], TierPlan] = {}
 
-    def schedule(self, tier: int | Literal["max"] | None) -> Schedule:
-        table = tier_table(self._planning)
+    def schedule(self, tier: int | Literal["max"] | None, table: TierTable) -> Schedule:
         if isinstance(tier, int) or (tier == "max" and table.ceiling is not None):
             return self._to(table, tier if isinstance(tier, int) else table.ceiling or 1)
         tops = [row for row in table.tiers if row.fits and row.tier is not None and row.tier <= (table.ceiling or 0)]
