@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec, TextIO, TypeVar
 
-from engine.runs.run_index import state_directory
-
 LOG_NAME = "libraries.log"
 """Log of commands that belong to no run, in the state directory."""
 _LONGEST_LOG = 1 << 20
@@ -57,7 +55,7 @@ def libraries_logged(log: Path | None = None) -> Iterator[Terminal]:
     for stream in before:
         if stream is not None:
             stream.flush()
-    target = _open(log or state_directory() / LOG_NAME)
+    target = _open(log or _usual_log())
     kept = {number: _duplicate(number) for number in (1, 2)}
     own = [_own(stream, kept[number]) for number, stream in enumerate(before, start=1)]
     for number in kept:
@@ -78,6 +76,12 @@ def libraries_logged(log: Path | None = None) -> Iterator[Terminal]:
             else:
                 os.dup2(descriptor, number)
                 os.close(descriptor)
+
+
+def _usual_log() -> Path:
+    from engine.runs.run_index import state_directory  # loads what runs keep, which few commands need
+
+    return state_directory() / LOG_NAME
 
 
 def _open(log: Path) -> int:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from engine.errors.planning import HARDWARE_UNKNOWN, NO_GPU
 from engine.hardware.cards import SYSTEM_RAM, find_card, simulate
-from engine.hardware.inventory import take_inventory
 from engine.hardware.machine import GIB, Machine
 
 SIMULATED_RAM = 64 * GIB
@@ -45,6 +44,8 @@ def target_machine(
         machines = [simulate(card, ram_bytes=ram_bytes, disk_bytes=disk_bytes) for card in cards]
         gpus = tuple(replace(one.gpus[0], index=index) for index, one in enumerate(machines))
         return replace(machines[0], gpus=gpus)
+    from engine.hardware.inventory import take_inventory  # loads psutil, of no use for a simulated machine
+
     machine = take_inventory(disk_path)
     if vram is not None:
         if not machine.gpus:

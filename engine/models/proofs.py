@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,7 +84,9 @@ def settings_name(config: Mapping[str, Any]) -> str:
 
 def library_version() -> str:
     """Returns the version of transformers, whose code the proof is about."""
-    return importlib.metadata.version("transformers")
+    from importlib.metadata import version  # loads the email package, and most commands need no proof
+
+    return version("transformers")
 
 
 def find_proof(config: Mapping[str, Any]) -> Proof | None:
