@@ -108,8 +108,8 @@ def added_up(lines):
 
 
 # A window of one tile saves no keys and values, as shorter tiles would.
-@example("rtx-4060", "qwen2.5-coder-1.5b", 12_345, 6.0, 500)
-@example("rtx-4090", "gpt-oss-20b", 12_345, 8.75, 500)
+@example("rtx-4060", "qwen2.5-coder-1.5b", 12_345, "lora", 6.0, 500)
+@example("rtx-4090", "gpt-oss-20b", 12_345, "lora", 8.75, 500)
 @settings(max_examples=12)
 @given(
     card=st.sampled_from(["rtx-2060", "rtx-4060", "rtx-4090", None]),
