@@ -166,7 +166,8 @@ def test_a_run_leaves_a_model_that_transformers_loads(repository, tmp_path):
 
 @pytest.mark.parametrize("step", ["whole", "streamed"])
 def test_a_resumed_run_ends_as_the_uninterrupted_one(step, repository, tmp_path):
-    settings = {"max_steps": 4, "step": step, "ema_decay": 0.5}
+    # Two windows to an update, and little to score: three runs are only compared with one another.
+    settings = {"max_steps": 4, "step": step, "ema_decay": 0.5, "tokens_per_update": 256, "evaluate_tokens": 128}
     one = start(full(tmp_path / "one", repository, **settings))
     train(one)
     two = start(full(tmp_path / "two", repository, **settings), script={2: [Stop(id="1")]})
