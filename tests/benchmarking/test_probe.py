@@ -21,15 +21,19 @@ def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+CONTEXT = 2100
+"""Three tiles of the demo model's plan: the first is not the last."""
+
+
 def _planned(way):
     machine = without_gpu(take_inventory("."))
-    return plan_context(PlanRequest.of(machine, find_model("demo")).stepping(way), 3000)
+    return plan_context(PlanRequest.of(machine, find_model("demo")).stepping(way), CONTEXT)
 
 
 @pytest.mark.parametrize("way", ["streamed", "whole"])
 def test_a_probe_measures_and_corrects(way, capsys, tmp_path):
     before = _planned(way)
-    arguments = ["probe", "--model", "demo", "--context", "3000", "--device", "cpu", "--step", way]
+    arguments = ["probe", "--model", "demo", "--context", str(CONTEXT), "--device", "cpu", "--step", way]
     assert main([*arguments, "--output", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["gpu_allocated"]["measured"] is None
