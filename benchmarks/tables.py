@@ -268,7 +268,7 @@ def _points(mark: dict) -> str:
 
 def long_context_table(name: str) -> str:
     """Perplexity over all packages, by model, order and window."""
-    from claims import ORDERS, mean_perplexity
+    from claim_findings import ORDERS, mean_perplexity
 
     found = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
     windows = sorted({row["context"] for row in found["rows"]})
