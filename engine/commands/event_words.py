@@ -67,10 +67,9 @@ def describe_ending(
 
     before, after = ending.perplexity_before, ending.perplexity_after
     change = f" ({(after / before - 1) * 100:+.1f}%)" if before and after else ""
-    lines = [
-        f"{ending.status:<19} {counted(ending.steps, 'step')} in {duration(ending.seconds)}",
-        f"held-out perplexity {number(before)} before, {number(after)} after{change}",
-    ]
+    lines = [f"{ending.status:<19} {counted(ending.steps, 'step')} in {duration(ending.seconds)}"]
+    if before is not None or after is not None:
+        lines.append(f"held-out perplexity {number(before)} before, {number(after)} after{change}")
     if before and after and (few := too_few_updates(ending.steps)):
         lines.append(f"{'':<19} {few}")
     if ending.status == "completed":

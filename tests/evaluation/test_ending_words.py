@@ -77,6 +77,12 @@ def test_an_ending_without_a_readable_evaluation_has_its_own_figures(tmp_path, c
     assert not any("files that parse" in line for line in lines)
 
 
+def test_a_run_that_was_stopped_before_any_score_tells_of_none(tmp_path):
+    lines = describe_ending(RunDirectory(tmp_path), RunFinished(status="stopped", steps=0, seconds=9.0))
+    assert lines[0].startswith("stopped")
+    assert not any("perplexity" in line or "n/a" in line for line in lines)
+
+
 def test_a_stopped_run_shows_no_evaluation_of_before(tmp_path):
     import dataclasses
 
