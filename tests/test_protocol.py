@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import protocol
+from engine.protocol import commands, events, wire
 from engine.protocol.commands import Stop
 from engine.protocol.events import LogLine, RunFinished, RunStarted, StepCompleted, UnknownEvent
 from engine.protocol.wire import Envelope, ProtocolError, decode_command, decode_event, encode_command, encode_event
@@ -18,6 +20,18 @@ from engine.protocol.wire import Envelope, ProtocolError, decode_command, decode
 STEP = StepCompleted(
     step=1, total_steps=2, epoch=0.5, loss=2.0, lr=1e-4, grad_norm=1.0, tokens=10, tokens_per_second=5.0
 )
+
+
+def test_the_package_has_every_public_name():
+    """For a program of its own that follows a run."""
+    declared = {
+        name
+        for module in (commands, events, wire)
+        for name, value in vars(module).items()
+        if not name.startswith("_") and (getattr(value, "__module__", "") == module.__name__ or name.isupper())
+    }
+    assert declared - {"T"} == set(protocol.__all__)
+    assert all(hasattr(protocol, name) for name in protocol.__all__)
 
 
 def test_round_trip():
