@@ -125,8 +125,10 @@ def test_the_base_model_is_scored_once(run, tmp_path, monkeypatch, capsys):
     folder = run.run.path.parent.parent / "cache" / "baselines"
     kept = "base model, scored in an earlier evaluation"
 
+    few = ("--functions", "1", "--set", "evaluation.function_tokens=8", "--set", "evaluation.lines=1")
+
     def evaluate(*more):
-        assert main(["evaluate", str(run.run.path), "--json", "--functions", "1", *more]) == 0
+        assert main(["evaluate", str(run.run.path), "--json", *few, *more]) == 0
         printed = capsys.readouterr()
         found = json.loads(printed.out)
         for name in ("seconds", "time"):
@@ -202,7 +204,8 @@ def test_a_run_that_trained_every_weight_is_compared_with_a_base_that_is_loaded_
     assert not (session.run.path / "evaluation.json").exists()
     capsys.readouterr()
     assert any("not evaluated at the end" in event.text for event in session.of(LogLine))
-    assert main(["evaluate", str(session.run.path), "--json", "--functions", "1"]) == 0
+    arguments = ("--functions", "1", "--set", "evaluation.function_tokens=8", "--set", "evaluation.lines=0")
+    assert main(["evaluate", str(session.run.path), "--json", *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["perplexity_before"] == pytest.approx(
         json.loads((run.run.path / "evaluation.json").read_text())["perplexity_before"], rel=1e-4
