@@ -88,7 +88,7 @@ def _measured(run: RunDirectory) -> Iterator[str]:
 
     from engine import regular_file
     from engine.evaluation.result import FILE_NAME, evaluation_from_json
-    from engine.evaluation.words import interval_words, parsing_words
+    from engine.evaluation.words import change_words, interval_words
 
     try:
         evaluation = evaluation_from_json(regular_file.read_object(run.path / FILE_NAME))
@@ -98,7 +98,9 @@ def _measured(run: RunDirectory) -> Iterator[str]:
     change = interval_words(row.change_interval, "{:+.1%}")
     yield f"{'':<19} {row.change:+.1%} over {row.tokens:,} tokens, 95% interval {change}"
     if rate is not None:
-        yield f"files that parse    {parsing_words(rate)}"
+        yield f"files that parse    {change_words(rate)}"
+    if (names := evaluation.mark("next line", "identifiers")) is not None:
+        yield f"names in next lines {change_words(names, 'line')}"
     yield f"report              {run.report_path}"
 
 

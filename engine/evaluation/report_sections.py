@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.evaluation.markdown import code, code_block, table
-from engine.evaluation.words import ARM_MARKS, MARK_WORDS, TASK_WORDS, mark_row, number, parsing_words, perplexity_row
+from engine.evaluation.words import ARM_MARKS, MARK_WORDS, TASK_WORDS, change_words, mark_row, number, perplexity_row
 from engine.steps.held_out_loss import perplexity
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def verdict(evaluation: Evaluation) -> str:
     text = f"Perplexity {number(row.base)} → {number(row.tuned)} ({row.change:+.1%}; {sure})."
     rate = evaluation.completed("parses")
     if rate is not None:
-        text += f" Files that parse with a function completed by the model: {parsing_words(rate)}."
+        text += f" Files that parse with a function completed by the model: {change_words(rate)}."
     return text
 
 

@@ -86,8 +86,13 @@ def mark_row(row: MarkRow, name: str) -> Row:
     )
 
 
-def parsing_words(row: MarkRow) -> str:
-    """Formats the share of files that parse, before and after, and whether chance can explain the difference."""
+def change_words(row: MarkRow, sample: str = "function") -> str:
+    """Formats a mark before and after, its interval, and whether chance can explain the difference.
+
+    Args:
+        row: A share of 1, as of files that parse.
+        sample: What it was measured over, in the singular.
+    """
     interval = row.difference_interval
     if interval is None:
         sure = "too few to tell from chance"
@@ -98,7 +103,7 @@ def parsing_words(row: MarkRow) -> str:
     else:
         sure = "a difference that chance can explain"
     ends = "" if interval is None else f", 95% interval {interval_words(interval, '{:+.1f}', scale=100)}"
-    over = counted(row.functions, "function")
+    over = counted(row.functions, sample)
     return f"{row.base:.1%} → {row.tuned:.1%} ({100 * row.difference:+.1f} points{ends}, over {over}; {sure})"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from elite_tui.runs.report import read_report
@@ -25,6 +27,11 @@ ROW = PerplexityRow(
 def written(parse):
     marks = Marks(parses=parse, ends=parse, exact=False, edit_similarity=0.5, identifier_hits=None)
     return Completion(text="pass", marks=marks)
+
+
+def line(hits):
+    marks = Marks(parses=True, ends=True, exact=False, edit_similarity=0.5, identifier_hits=hits)
+    return Completion(text="x = y", marks=marks)
 
 
 def evaluation(**tasks):
@@ -56,6 +63,16 @@ def test_the_ending_tells_both_figures_with_their_intervals(tmp_path, counts, sa
     assert "over 64 functions" in lines
     assert said in verdict(evaluation(completion=counts))
     assert read_report(tmp_path).compile_rate_by_chance == by_chance
+
+
+def test_the_ending_tells_how_many_names_of_lines_were_right(tmp_path):
+    run = RunDirectory(tmp_path)
+    lines = task_result("next line", [line(n % 4 == 0) for n in range(80)], [line(n % 2 == 0) for n in range(80)])
+    found = evaluation(completion=(64, 24, 48))
+    keep_evaluation(run, replace(found, tasks=(*found.tasks, lines)))
+    said = "\n".join(describe_ending(run, FINISHED))
+    assert "names in next lines 25.0% → 50.0% (+25.0 points, 95% interval" in said
+    assert "over 80 lines; more, and not by chance" in said
 
 
 def test_a_chat_model_is_judged_by_what_it_answers_when_asked(tmp_path):
