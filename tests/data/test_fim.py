@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from itertools import pairwise
@@ -84,6 +85,52 @@ def test_rows_of_a_data_set_are_rearranged_where_they_name_a_file_of_code(tmp_pa
 def test_about_the_share_is_chosen() -> None:
     chosen = sum(cut_points("x" * 200, f"m{i}.py", b"", 0.3) is not None for i in range(2000))
     assert 500 < chosen < 700
+
+
+def suites(text: str) -> set[tuple[int, int]]:
+    """First and last line of what stands below each def, class, if, for, ... by `ast`; docstrings are part of it."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        for name in ("body", "orelse", "finalbody"):
+            suite = getattr(node, name, None)
+            if isinstance(suite, list) and suite and not isinstance(node, ast.Module):
+                decorated = getattr(suite[0], "decorator_list", ())
+                found.add((min(one.lineno for one in (suite[0], *decorated)), suite[-1].end_lineno or 0))
+    return found
+
+
+def test_middles_are_what_an_editor_is_asked_for(stdlib: Path) -> None:
+    """Two random places would leave a third of a file between them, and no suite."""
+    lengths, whole_lines, whole_suites = [], 0, 0
+    for path in sorted(stdlib.glob("*.py")):
+        text = path.read_text("utf-8", "replace")
+        for number in range(4):
+            cut = cut_points(text, path.name, bytes([number]), 1.0)
+            if cut is None:
+                continue
+            begin, end = cut
+            lengths.append(end - begin)
+            before, after = text[:begin].rpartition("\n")[2], text[end:].partition("\n")[0]
+            if before.strip() or after.strip():
+                continue
+            whole_lines += 1
+            first, last = text.count("\n", 0, begin) + 1, text.count("\n", 0, end) + 1
+            whole_suites += (first, last) in suites(text)
+    assert len(lengths) > 150
+    assert 0.6 < whole_lines / len(lengths) < 0.85
+    assert whole_suites / len(lengths) > 0.15
+    assert sum(length < 100 for length in lengths) / len(lengths) > 0.25
+    assert max(lengths) < 2_300
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 500, "\n" * 500, " \n\t" * 200, "\r\n" * 99, "a:\r\n  b\r\n" * 60, "  a\n" * 99]
+)
+def test_texts_of_one_kind_of_line_are_cut(text: str) -> None:
+    for number in range(50):
+        cut = cut_points(text, "m.py", bytes([number]), 1.0)
+        assert cut is not None
+        assert 0 <= cut[0] <= cut[1] <= len(text)
 
 
 def build(root: Path, tmp_path: Path, tokenizer: Tokenizer, **options: object) -> Dataset:
