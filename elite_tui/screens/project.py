@@ -236,7 +236,12 @@ def what_fits(state: AppState) -> Content:
         seconds, schedule = epoch_seconds(plan), plans.choice.schedule
         if schedule is not None:
             first, whole = schedule.stages[0].context, duration_in_words(plans.choice.seconds)
-            words = f"windows grow to it from {context_in_words(first)}; the run takes about {whole} "
+            grow = (
+                f"windows grow to it from {context_in_words(first)}"
+                if len(schedule.stages) > 1
+                else "all windows are alike"
+            )
+            words = f"{grow}; the run takes about {whole} "
             lines.append(Content.assemble(words, ("(predicted)", "$muted")))
         elif seconds is None:
             lines.append(Content.styled("how long an epoch takes is told once the repository is read", "$muted"))

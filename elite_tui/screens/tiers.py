@@ -164,7 +164,9 @@ class TiersScreen(WizardScreen):
         if plans.choice is None:
             return head
         chosen = state.draft.get("training.tier") is not None or state.draft.get("training.context") is not None
-        how = "chosen" if chosen else "recommended" if plans.choice.schedule is None else "windows grow to"
+        stages = () if plans.choice.schedule is None else plans.choice.schedule.stages
+        ending = {0: "recommended", 1: "all windows"}.get(len(stages), "windows grow to")
+        how = "chosen" if chosen else ending
         return Content.assemble(head, (f"{how}: ", "$muted"), (summary(plans.choice.plan), "bold"))
 
     def _supposed(self) -> Content:

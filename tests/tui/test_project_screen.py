@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from textual.events import Key
 from textual.widgets import Static
 
@@ -38,6 +39,24 @@ async def test_the_first_screen_says_what_fits():
         await until(pilot, lambda: "tier 4, 32K tokens: a window holds a large module" in text_of(app, "#fits"))
         assert "windows grow to it from 8K; the run takes about" in text_of(app, "#fits")
         assert "(predicted)" in text_of(app, "#fits")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"), [("phi-2", "all windows are alike; the run"), ("qwen2.5-coder-1.5b", "grow to it from 8K")]
+)
+async def test_windows_grow_only_where_there_is_more_than_one_stage(model, words):
+    """All windows of a run of phi-2 are as long as those that it was trained with."""
+    app = make_app(machine=gpu_machine(), values={"model.name": model})
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        await until(pilot, lambda: words in text_of(app, "#fits"))
+        app.go("tiers")
+        await until(pilot, lambda: screen_of(app) == "tiers" and app.screen.is_mounted)
+        await settled(pilot)
+        grows = model != "phi-2"
+        await until(
+            pilot, lambda: ("windows grow to: " if grows else "all windows: 2K tokens") in text_of(app, "#choice")
+        )
 
 
 async def test_what_was_typed_before_a_key_that_leaves_is_in_the_draft():
