@@ -121,6 +121,8 @@ def recommend_short(planning: PlanRequest, rows: Sequence[_Row], lowest: Row) ->
     if not fitting:
         return None, ""
     trained = [row for row in fitting if within_trained(planning.spec, row.context)]
+    if not trained:
+        return fitting[0], f"the shortest, though {_trained_length(planning.spec)}"
     in_time = [row for row in trained if row.in_time]
     if not in_time:
         return fitting[0], f"the shortest, though a window takes longer than {format_seconds(planning.patience)}"

@@ -158,6 +158,17 @@ def test_a_model_of_short_windows_gets_them_and_the_reason():
     assert "trained on 2K" in choose_plan(run_config(), with_card("rtx-4090"), find_model("phi-2"), None).note
 
 
+@pytest.mark.parametrize("machine", [with_card("rtx-4090"), without_card()])
+@pytest.mark.parametrize("tokens", [None, 900, 400_000])
+def test_a_model_of_windows_below_the_shortest_gets_those_and_the_reason(machine, tokens):
+    spec = dataclasses.replace(DEMO, max_context=256)
+    planning = PlanRequest.of(machine, spec, repository_tokens=tokens)
+    row, why = recommended_plan(planning, tier_table(planning))
+    assert (row.context, row.in_time) == (512, True)
+    assert "trained on 256 tokens" in why
+    assert "takes longer" not in why
+
+
 @pytest.mark.parametrize(("model", "warned"), [("phi-2", 1), ("qwen2.5-coder-1.5b", 5)])
 def test_a_context_beyond_the_trained_one_is_warned_about(model, warned):
     table = plan_tiers(with_card("rtx-4090"), find_model(model))
