@@ -106,7 +106,8 @@ def _on_device(plan: StreamPlan, *, on_gpu: bool) -> Iterator[StreamPlan]:
     if on_gpu and plan.stash and plan.stash_home == "gpu":
         yield replace(plan, stash_home="host")
     if on_gpu and plan.hidden_home == "gpu":
-        yield replace(plan, hidden_home="host", gradient_home="host")
+        gradient: Home = "host" if plan.gradient_home == "gpu" else plan.gradient_home
+        yield replace(plan, hidden_home="host", gradient_home=gradient)
     if on_gpu and plan.gradient_home == "gpu":
         yield replace(plan, gradient_home="host")
     if plan.tile > 2 * _LEAST_TILE:

@@ -146,6 +146,7 @@ def test_attention_outputs_on_the_gpu_are_refused_where_keys_are_on_the_host():
         ("host", {"stash": False, "hidden_home": "disk", "gradient_home": "host"}, {"gradient_home": "disk"}),
         ("disk", {"stash": False, "hidden_home": "disk", "checkpoint_every": 4}, {"gradient_home": "host"}),
         ("GPU", {"hidden_home": "gpu", "stash": False}, {"hidden_home": "host", "gradient_home": "host"}),
+        ("GPU", {"hidden_home": "gpu", "gradient_home": "disk", "stash": False}, {"hidden_home": "host"}),
         ("GPU", {"gradient_home": "gpu", "stash": False}, {"gradient_home": "host"}),
         ("disk", {"stash_home": "disk"}, {"stash": False}),
         ("GPU", {"stash_home": "gpu", "hidden_home": "gpu"}, {"stash_home": "host"}),
