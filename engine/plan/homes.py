@@ -53,13 +53,30 @@ class Homes:
         return (self.kv, *(home == "gpu" for home in self.waiting))
 
     @functools.cached_property
+    def kinds(self) -> tuple[object, ...]:
+        """Identifies what waits between the passes, whatever its homes: plans alike in it compare by their costs."""
+        return (self.kv, self.stash)
+
+    @functools.cached_property
     def costs(self) -> tuple[int, ...]:
-        """What a plan with the same data on the device takes time by, or writes to the disk by, all rising."""
+        """What a plan of the same kinds and grain takes time by, or writes to the disk by, all rising."""
         return (self.repeated, _NEARER[self.weights], *(_NEARER[home] for home in self.waiting))
 
     def outdoes(self, other: Homes) -> bool:
-        """Whether a plan takes no longer than another with the same data on the device, and writes no more."""
+        """Whether a plan takes no longer than another of the same kinds and grain, and writes no more."""
         return all(map(operator.le, self.costs, other.costs))
+
+    @functools.cached_property
+    def but_gradient(self) -> tuple[object, ...]:
+        """Identifies everything but the home of the gradient stream."""
+        return (self.weights, self.kv, self.hidden, self.every, self.stash, self.saved)
+
+    def no_gradient_helps(self, missing: int, work: Workload) -> bool:
+        """Whether a plan that lacks `missing` bytes of host memory lacks some with a farther gradient stream too."""
+        if self.gradient == "gpu":
+            return True
+        # With hidden states on the disk, the leanest of all plans stays: it tells what the host lacks at least.
+        return self.hidden != "disk" and missing > work.context * work.spec.hidden_width * work.element
 
     def plan(self, work: Workload, weights: BaseWeights, fixed: Mapping[str, Any], grain: Grain) -> StreamPlan:
         """Returns the plan of these homes with a grain."""
@@ -111,7 +128,8 @@ def _all_homes(
             if wanted > layers and "checkpoint_every" not in fixed:
                 continue
             every = min(wanted, layers)
-            others = product(_stashes(fixed, kv_home, hidden_home), _gradient_homes(fixed, kv_home, hidden_home))
+            gradients = _gradient_homes(fixed, kv_home, on_gpu=on_gpu)
+            others = product(_stashes(fixed, kv_home, hidden_home), gradients)
             found += [
                 Homes(
                     weights=weights_home,
@@ -139,9 +157,9 @@ def _stashes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> Itera
         yield False, homes[0] if "stash_home" in fixed else hidden_home
 
 
-def _gradient_homes(fixed: Mapping[str, Any], kv_home: str, hidden_home: Home) -> list[Home]:
-    """Homes of the gradient stream, cheapest first. It is as large as one layer's hidden states: RAM, if they leave."""
-    homes: tuple[Home, ...] = ("host", "disk") if hidden_home == "disk" else (hidden_home,)
+def _gradient_homes(fixed: Mapping[str, Any], kv_home: str, *, on_gpu: bool) -> list[Home]:
+    """Homes of the gradient stream, cheapest first. It is as large as one layer's hidden states: it may stay alone."""
+    homes: tuple[Home, ...] = ("gpu", "host", "disk") if on_gpu else ("host", "disk")
     if "gradient_home" in fixed:
         homes = (fixed["gradient_home"],)
     return [home for home in homes if (kv_home, home) != ("host", "gpu")]

@@ -153,9 +153,11 @@ class Candidate:
         return self.stream is not None and self.stream.spills
 
     @property
-    def rank(self) -> tuple[float, bool, bool, bool]:
+    def rank(self) -> tuple[float, bool, bool, bool, bool]:
         """Sorts candidates by their seconds, and of two alike the one with fewer moving parts first."""
-        return self.seconds, self.writes_disk, streams(self.weights), self.stream is not None
+        stream = self.stream
+        parted = stream is not None and stream.gradient_home != stream.hidden_home
+        return self.seconds, self.writes_disk, streams(self.weights), stream is not None, parted
 
     def short_of(self, where: Place) -> int:
         """Returns the bytes missing in one place."""
@@ -244,7 +246,11 @@ def _streamed(setting: _Setting, weights: BaseWeights, fixed: Mapping[str, Any])
     usable = _grains(work.context, fixed)
     on_device: dict[tuple[object, ...], _OnDevice] = {}
     fitting: dict[tuple[object, ...], list[Homes]] = {}
+    unlimited: dict[tuple[object, ...], list[Homes]] = {}  # those that are computed as if the device were larger
+    hopeless: set[tuple[object, ...]] = set()  # those that lack host memory or disk wherever the gradient waits
     for homes in all_homes(work, weights, fixed):
+        if any(other.outdoes(homes) for other in unlimited.get(homes.kinds, ())):
+            continue
         alike = fitting.setdefault(homes.on_device, [])
         key = homes.on_device if work.on_gpu else (homes,)
         device = on_device.get(key)
@@ -255,18 +261,30 @@ def _streamed(setting: _Setting, weights: BaseWeights, fixed: Mapping[str, Any])
         plan = partial(homes.plan, work, weights, fixed)
         if device is None:
             device = on_device[key] = _OnDevice.of(setting, plan, usable)
+        others = (*homes.but_gradient, device.grains[0])
+        if others in hopeless:
+            continue
         coarsest = plan(device.grains[0])
         if homes.kv == "host" and "kv_home" not in fixed and _all_in_rings(work, coarsest):
             continue  # every layer is in a ring: nothing to offload; equals the plan with the device as home
-        found = candidate(coarsest)
-        if coarsest.spills and found.short_of("host") and candidate(plan(device.grains[-1])).fits:
+        found = leanest = candidate(coarsest)
+        if coarsest.spills and found.short_of("host"):
             # Tiles on their way to the disk are staged on the host: the coarsest that it has room for.
-            found = next(finer for grain in device.grains if (finer := candidate(plan(grain))).fits)
+            leanest = candidate(plan(device.grains[-1]))
+            if leanest.fits:
+                found = next(finer for grain in device.grains if (finer := candidate(plan(grain))).fits)
         yield found
         if found.fits:
-            alike.append(homes)
+            if found.stream == coarsest:  # with a finer grain it may be slower than plans that leave the host more room
+                alike.append(homes)
+                # A single tile's gradient stays on the device anyway: a home of its own is no faster than another.
+                parted = homes.gradient != homes.hidden and work.context <= usable[0][0]
+                if device.limits_nothing(work, weights, usable) and not parted:
+                    unlimited.setdefault(homes.kinds, []).append(homes)
             if device.layers and homes.every == 1 and found.stream is not None:
                 yield candidate(replace(found.stream, keep_layers=device.layers))
+        elif device.fits and homes.no_gradient_helps(min(found.short_of("host"), leanest.short_of("host")), work):
+            hopeless.add(others)
 
 
 class _OnDevice(NamedTuple):
@@ -277,6 +295,11 @@ class _OnDevice(NamedTuple):
     fits: bool
     layers: int | None
     "Layers of a single tile that the device has room to keep."
+
+    def limits_nothing(self, work: Workload, weights: BaseWeights, usable: Sequence[Grain]) -> bool:
+        """Whether leaving less on the device would allow no coarser grain, and no more layers to be kept."""
+        keeps = work.on_gpu and work.context <= usable[0][0] and not streams(weights)
+        return self.grains[0] == usable[0] and (not keeps or self.layers == work.spec.layers)
 
     @staticmethod
     def of(setting: _Setting, plan: Callable[[Grain], StreamPlan], grains: Sequence[Grain]) -> _OnDevice:

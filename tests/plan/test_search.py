@@ -189,6 +189,11 @@ def fastest_of_all(machine, request, context):
         ("rtx-3060-12gb", "qwen2.5-coder-7b", 48, 200, 131_072, "nf4", None),
         ("rtx-4090", "qwen2.5-coder-7b", 64, 500, 1_048_576, "nf4", None),
         ("rtx-3080-12gb", "gemma-4-e4b", 64, 500, 131_072, "nf4", None),
+        # The gradient of the hidden states is nearer than they are, or farther.
+        ("rtx-3080-12gb", "gemma-4-e4b", 24, 60, 131_072, "nf4", None),
+        ("rtx-4090", "starcoder2-3b", 32, 60, 262_144, "nf4", None),
+        ("l40", "mellum2-12b", 8, 2000, 131_072, "bf16", None),
+        ("rtx-2080-super", "qwen3-8b", 48, 60, 131_072, "nf4", None),
         # One tile needs no saved keys and values, of which shorter tiles fill the RAM.
         ("h100-pcie", "gemma-3-12b", 12, 2000, 8192, "bf16", 8192),
     ],
@@ -213,6 +218,15 @@ def test_of_plans_that_take_about_as_long_the_one_that_writes_least_is_chosen():
     assert row.layout.stream.stash_home == "disk"
     assert row.written_bytes < both.written_bytes / 2
     assert row.step_seconds <= WORN_DISK * both.step_seconds
+
+
+def test_a_window_of_one_tile_has_no_home_of_its_own_for_the_gradient():
+    """A window of one tile reads and writes no gradient stream, so that another home for it is no faster."""
+    for model in ("qwen2.5-coder-7b", "gemma-4-e4b", "starcoder2-3b"):
+        request = PlanRequest.of(with_card("rtx-3060-12gb", ram=64), find_model(model), "nf4").stepping("streamed")
+        stream = plan_context(request, 8192).layout.stream
+        assert stream.tile == 8192
+        assert stream.gradient_home == stream.hidden_home
 
 
 @pytest.mark.parametrize(("card", "ram"), [("rtx-4060", 32), ("rtx-3060-12gb", 32)])
