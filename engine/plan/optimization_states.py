@@ -237,14 +237,17 @@ def _plan_pair(row: str, plan: StreamPlan) -> tuple[StreamPlan, StreamPlan] | No
     replace = dataclasses.replace
     narrow = plan.activation_bits if plan.activation_bits < 16 else 4
     every = plan.checkpoint_every if plan.checkpoint_every > 1 else 2
-    homes = {"hidden_home": plan.hidden_home, "gradient_home": plan.gradient_home}  # both leave it, or neither
-    away: dict[str, Home] = {name: _off_gpu(home) for name, home in homes.items()}
+    near = plan.hidden_home == "gpu"
+    gradient = _off_gpu(plan.gradient_home)  # which would grow with the context
     pairs: dict[str, Callable[[], tuple[StreamPlan, StreamPlan]]] = {
-        "paged_kv": lambda: (replace(plan, kv_home="host"), replace(plan, kv_home="gpu")),
+        "paged_kv": lambda: (replace(plan, kv_home="host", gradient_home=gradient), replace(plan, kv_home="gpu")),
         "attention_stash": lambda: (replace(plan, stash=True), replace(plan, stash=False)),
         "selective_checkpointing": lambda: (replace(plan, checkpoint_every=every), replace(plan, checkpoint_every=1)),
         "activation_4bit": lambda: (replace(plan, activation_bits=narrow), replace(plan, activation_bits=16)),
-        "activation_offload": lambda: (replace(plan, **away), replace(plan, **dict.fromkeys(away, "gpu"))),
+        "activation_offload": lambda: (
+            replace(plan, hidden_home="host", gradient_home=gradient) if near else plan,
+            plan if near else replace(plan, hidden_home="gpu", gradient_home="gpu"),
+        ),
     }
     if row not in pairs:
         return None

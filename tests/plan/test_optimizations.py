@@ -192,6 +192,19 @@ def test_what_offload_spares_the_gpu_includes_the_gradient_of_the_hidden_states(
     assert found.gpu_bytes <= -(inputs + 1) * one_layer
 
 
+def test_what_offload_spares_the_gpu_leaves_out_a_gradient_that_stays_there():
+    machine, spec = target_machine("rtx-2060-super"), find_model("qwen2.5-coder-1.5b")
+    homes = {"hidden_home": "host", "gradient_home": "gpu", "checkpoint_every": 1, "stash": False}
+    config = from_mapping({"stream": homes, "training": {"context": 32_768}})
+    choice = choose_plan(config, machine, spec, None)
+    found = {state.id: state for state in states(config, machine, spec, choice)}
+    one_layer = choice.plan.context * spec.hidden_size * 2
+    spared = -found["activation_offload"].gpu_bytes / one_layer
+    assert spared == pytest.approx(1.04 * spec.layers, rel=0.01)  # with the allocator's slack
+    # Pages on the host take the gradient from the GPU too.
+    assert found["paged_kv"].host_bytes > one_layer
+
+
 def test_weights_that_are_read_from_the_disk_have_their_effect():
     """Compared with weights on the GPU, which no disk is read for."""
     config = from_mapping({"model": {"precision": "nf4"}, "stream": {"weights": "streamed", "weights_home": "disk"}})
