@@ -29,9 +29,10 @@ from engine.data.secret_rules import (
     tables,
     urls,
 )
-from engine.data.secret_rules.searched_text import SearchedText, candidates, is_random_looking
+from engine.data.secret_rules.searched_text import SearchedText, candidates, is_random_looking, line_start
+from engine.data.secret_rules.values import words_share
 
-REVISION = 12
+REVISION = 13
 "Raised when the same text would be masked otherwise; part of every store's key."
 PLACEHOLDER = "REDACTED"
 "What a secret is replaced by."
@@ -77,7 +78,7 @@ def find_secrets(text: str, language: str, allowed: Collection[str] = ()) -> lis
     if found and (public := keys.public_blocks(text)):
         found = [one for one in found if not _is_within(one, public)]
         kinds = {text[secret.start : secret.end]: secret.kind for secret in found}
-    if others := _numbered(text, kinds) | _named_in_code(text, kinds):
+    if others := _numbered(text, kinds) | _named_in_code(text, language, kinds):
         found = [one for one in found if text[one.start : one.end] not in others]
         kinds = {value: kind for value, kind in kinds.items() if value not in others}
     for value, kind in kinds.items():
@@ -132,15 +133,30 @@ _DEFINES = re.compile(
 )
 "What stands before a name that a text defines, or makes one of."
 _FURTHEST_BEFORE = 24
+_LINE_BEFORE = 200
 _MOST_PLACES = 40
 "Where a value stands that are looked at."
 
 
-def _named_in_code(text: str, kinds: Mapping[str, str]) -> set[str]:
-    """Returns the values behind names that the text itself defines as a type or function, or makes one of."""
+_COMMENTED = re.compile(r"^[ \t]*(?:#|//|/?\*|--|;|%|\"|')|[ \t](?:#|//|--)[ \t]|/\*|<!--")
+_WORDS_OF_NAME = 0.4
+"Share of a name's characters that stand in its words; of a key that was drawn, hardly any do."
+_CHOSEN = re.compile(r"\d{2,}[A-Za-z]?$|[A-Z][a-z]+\d[A-Z][a-z]+$")
+"How a password ends that a person makes of a word: with a year or two digits, or a number for a word."
+
+
+def _named_in_code(text: str, language: str, kinds: Mapping[str, str]) -> set[str]:
+    """Returns the values behind names that the text itself defines as a type or function, or makes one of.
+
+    What looks drawn or chosen stays a secret: a test may well call a class what the password is.
+    """
+    if language in bare.LANGUAGES:
+        return set()
     found: set[str] = set()
     for value, kind in kinds.items():
         if kind not in _BY_PLACE or _NAME.fullmatch(value) is None:
+            continue
+        if words_share(value) < _WORDS_OF_NAME or _CHOSEN.search(value):
             continue
         place = text.find(value)
         for _ in range(_MOST_PLACES):
@@ -149,8 +165,11 @@ def _named_in_code(text: str, kinds: Mapping[str, str]) -> set[str]:
             end = place + len(value)
             before = _DEFINES.search(text[max(0, place - _FURTHEST_BEFORE) : place])
             after = text[end : end + 1]
-            if before is not None and (
-                after in ("(", "{", "<") or (before["made"] is None and after in (" ", ":", "\n"))
+            is_code = _COMMENTED.search(text[line_start(text, place, _LINE_BEFORE) : place]) is None
+            if (
+                before is not None
+                and is_code
+                and (after in ("(", "{", "<") or (before["made"] is None and after in (" ", ":", "\n")))
             ):
                 found.add(value)
                 break

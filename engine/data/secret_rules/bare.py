@@ -23,7 +23,7 @@ _BARE = (
     r"(?:[\w:.-]{1,20}=[\"'][^\"'\n]{0,80}[\"'][ \t]{0,4}){0,3}"
     r"(?:#?\d{1,2}[ \t]{0,4}(?=:)"
     r"|(?:for|of)[ \t](?:the[ \t])?[\w.@-]{1,40}[ \t]{0,4}(?=[:=]|is\b)|\([^()\n]{1,30}\)[ \t]{0,4}(?=[:=]))?"
-    r"(?P<op>:[=-]|\?=|=>|={1,3}|:|：|＝|<-|\bis\b|\bwas\b|\blautet\b|\best\b|\||>)?"
+    r"(?::(?=:[ \t]))?(?P<op>:[=-]|\?=|=>|={1,3}|:|：|＝|<-|\bis\b|\bwas\b|\blautet\b|\best\b|\||>)?"
     r"(?P<deep>[ \t]{0,40}(?:[>|][+-]?[ \t]*)?\n(?=[ \t]+\S))?[ \t]{0,60}(?:-[ \t]{1,4})?"
     r"(?:!{1,2}[\w-]{1,20}[ \t]{1,4}|&\w{1,40}[ \t]{1,4}|\*\*[ \t]{0,4}|&quot;|&#3[49];|\$\{\w{0,40}:[-=])?"
     r"(?P<open>\[\[|<!\[cdata\[|%[qwi]?[({\[|]|q{1,2}[({\[]|<<<[ \t]*\w+\n|\((?=[^()\s]{5,60}\)))?"
@@ -115,7 +115,7 @@ def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, 
         return None  # what a shell says where a variable is not set
     if match["deep"] is not None and text[end - 1] == ":" and _ends_line(text, end):
         return None  # the next key
-    if text[start] == ":" and text[start - 1] == ":" and _IN_NAMESPACE.match(text, start):
+    if _in_namespace(text, start, place, configures=configures):
         return None
     if text[start] == "&" or _SCHEME_BEFORE.search(text, max(0, start - 30), start):
         return None  # the next parameter of a query; a hash behind its method
@@ -159,6 +159,16 @@ def _value(text: str, lower: str, match: re.Match[str], place: int, stem: Stem, 
     else:
         end = _trimmed(text, start, end)
     return (start, end) if is_secretive(text[start:end], evidence) else None
+
+
+def _in_namespace(text: str, start: int, place: int, *, configures: bool) -> bool:
+    """Tells whether a name in code goes on behind two colons; elsewhere, a value with digits stands there, too."""
+    if text[start] != ":" or text[start - 1] != ":" or not (name := _IN_NAMESPACE.match(text, start)):
+        return False
+    if not any(map(str.isdigit, name[0])) or name[0].endswith(("(", "::")):
+        return True
+    line = text[line_start(text, place, 300) : place].lower()
+    return not (configures or _COMMENT.search(line) or any(in_string(text, place, quote) for quote in "\"'`"))
 
 
 def _without_operator(
@@ -225,6 +235,6 @@ def _beside(text: str, match: re.Match[str]) -> Span | None:
     if match["bare"] is None:
         return literal(text, match.start("esc"))
     start, end = match.span("bare")
-    if text[start] == ":" and text[start - 1] == ":" and _IN_NAMESPACE.match(text, start):
+    if _in_namespace(text, start, start, configures=False):
         return None
     return start, _trimmed(text, start, end)

@@ -53,11 +53,13 @@ _MEMBER = re.compile(
     r"\s{0,4}(?:\?\.|->)(?!value|data|content|text|string|raw|plain|secret|token|key|pass)[a-z]\w{1,40}\s{0,4}[=!:]"
 )
 "Another member of the named thing is meant."
-_RETURNS = re.compile(r"\)\s{0,4}=>|[^\n]{0,80}\)\s{0,4}->\s{0,4}$")
-"What a call that is given the name returns, or its type."
+_RETURNS = re.compile(r"\)\s{0,4}=>")
+"What a call that is given the name returns."
+_TYPE = re.compile(r"[^\n]{0,80}\)\s{0,4}->\s{0,4}$")
+"Before a type that is returned, with a colon behind it; before a value that is returned, there is none."
 _BEGINS = re.compile(r"\.(?:starts?_?with|has_?prefix|ends?_?with|has_?suffix)\??[( ]\s{0,4}$", re.IGNORECASE)
-_LONGEST_HEAD = 16
-"Characters of what all tokens of a kind begin with."
+_LONGEST_HEAD = 14
+"Characters of what all tokens of a kind begin with. Whole ones are longer, but for passwords."
 _CALLED = re.compile(r"(\w{1,60})\([^()\n]{0,100}[\"'`]$")
 _SETS = re.compile(
     r"get|set|put|add|append|insert|store|save|write|update|define|register|with|conf|header|option|env|param|field|var|prop"
@@ -202,7 +204,9 @@ def _statement(
         start, end = span
         if is_digest(text[start:end]) or is_public(text[start:end]):
             return  # a public key may go on in the next literals
-        if end - start <= _LONGEST_HEAD and _BEGINS.search(gap):
+        if evidence > Evidence.PASSWORD and end - start <= _LONGEST_HEAD and _BEGINS.search(gap):
+            return
+        if _TYPE.match(gap) and text.startswith(":", end + 1):
             return
         row = named and gap.startswith(",") and IN_LIST.search(text, max(0, begin - 60), begin) is not None
         if row and NUMBER_NEXT.match(text, end) and HEX.fullmatch(text, start, end):

@@ -41,10 +41,16 @@ _OWN_NAME = re.compile(
     r"(?:[-_.]?(?:client|app|oauth|api|service|user|shared|basic|auth)){0,4}[-_.]?(?:secret|password|passwd|token|key)"
 )
 "What stands behind a user's first word in such a password."
+_KIND = re.compile(
+    r"[-_.](?:id|client|app|oauth|api|service|user|name|account|key)\b|(?<=[a-z])(?:Id|Client|App|User)\b"
+)
+"What such a user says to be; a name alone is a person's or a machine's, who may well log in so."
 
 
 def _names_itself(user: str, password: str) -> bool:
     """Tells whether a password says whose and what it is: dex-client-secret of dex-client-id."""
+    if _KIND.search(user) is None:
+        return False
     user, password = user.casefold(), password.casefold()
     first = re.split(r"[-_.]", user, maxsplit=1)[0]
     return len(first) > 2 and password.startswith(first) and _OWN_NAME.fullmatch(password, len(first)) is not None

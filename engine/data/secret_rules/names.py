@@ -210,6 +210,8 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         return None
     if stem.text == "token" and prefix.replace("_", "").replace("-", "").lower().endswith("clientrequest"):
         return None  # it tells calls that are repeated, as AWS names it
+    if stem.text == "token" and words == ["creation"]:
+        return None  # the same of file systems
     if stem.text == "token" and words == ["client"] and _REPEATED_CALL.match(text, begin - 1):
         return None  # the same in answers of EC2
     if stem.text == "salt" and "signature" in prefix.lower():

@@ -79,7 +79,7 @@ _CHOICES = re.compile(
 "Algorithms to choose from, numbers of tickets, identifiers of applications."
 _FIRST_FIELD = re.compile(r"^[a-z]=[^,]{1,400}(?:,[a-z]=[^,]{1,400}){1,6}$|^[\w.]{1,20},[\w.-]{2,40}=")
 _IDENTIFIER_PART = re.compile(
-    r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,5}|\d{1,4}|[1-9]\d{4,5}|[a-z]\d{1,2}[a-z]"
+    r"(?:[A-Z]{1,8}|[A-Z]?[a-z]{1,15}(?:[A-Z][a-z]{1,15}){0,4})\d{0,5}|\d{1,4}|[1-9]\d{4,5}|(?P<short>[a-z]\d{1,2}[a-z])"
 )
 _PUBLIC_POINT = re.compile(r"^B[A-P][A-Za-z0-9+/_-]{85,178}={0,2}$")
 _PUBLIC_RSA = re.compile(
@@ -116,10 +116,14 @@ _LEAST_REPEATED = 24
 
 
 def is_monotonous(value: str) -> bool:
-    """Tells whether one or two characters, or one unit, make up most of a value, as in identifiers of examples."""
-    repeated = _REPEATED.match(value) if len(value) >= _LEAST_REPEATED else None
-    if repeated is not None and repeated[1].startswith(value[repeated.end() :]):
-        return True
+    """Tells whether one or two characters, or one unit, make up most of a value, as in identifiers of examples.
+
+    People make keys of a prescribed length of units such as Kx9!: those of letters or digits alone are meant.
+    """
+    if len(value) >= _LEAST_REPEATED and (repeated := _REPEATED.match(value)) is not None:
+        unit, rest = repeated[1], value[repeated.end() :]
+        if unit.startswith(rest) and (unit.isdigit() or unit.isalpha() or _counts(unit)):
+            return True
     solid = [c for c in value if c.isalnum()]
     counts = [count for _, count in Counter(solid).most_common(1)]
     groups = [group for group in value.split("-") if group]
@@ -129,6 +133,11 @@ def is_monotonous(value: str) -> bool:
         and len(solid) >= 8
         and (counts[0] > len(solid) * 0.5 or (len(groups) > 3 and alike * 2 >= len(groups)))
     )
+
+
+def _counts(unit: str) -> bool:
+    """Tells whether characters follow each other in their order, digits from 0 or 1 behind letters: abcd1234."""
+    return all(ord(b) - ord(a) == 1 or (a.isalpha() and b in "01") for a, b in pairwise(unit))
 
 
 def is_counted_up(value: str) -> bool:
@@ -195,7 +204,11 @@ def has_word_parts(value: str, is_wordlike: Callable[[str], bool], *, alone: boo
 def is_identifier(value: str, least: int) -> bool:
     """Tells whether a value is so many parts of a name or more, each a word or an abbreviation with a number behind."""
     parts = re.split(r"[_.-]", value)
-    return len(parts) >= least and len(value) <= 60 and all(map(_IDENTIFIER_PART.fullmatch, parts))
+    if len(parts) < least or len(value) > 60:
+        return False
+    found = [_IDENTIFIER_PART.fullmatch(part) for part in parts]
+    # One may be an abbreviation such as k8s; several are drawn, as in x7q-k9z-m2p-w4t.
+    return all(found) and sum(part is not None and part["short"] is not None for part in found) < 2
 
 
 def has_rules(value: str, is_wordlike: Callable[[str], bool]) -> bool:

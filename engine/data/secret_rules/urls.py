@@ -32,7 +32,7 @@ _PERCENT = re.compile(r"%[0-9A-Fa-f]{2}")
 _HEX = re.compile(r"[0-9a-f]+$")
 _SHORT_WORD = re.compile(r"[a-z]{1,6}$")
 _URL_PLACEHOLDER = re.compile(
-    r"^(?:(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|user(?:name)?|key)\d{0,6}|\d{1,6}\W{0,3}|@.*|x+|\$.*|%.*|\{.*|<.*|\*+|(?-i:[a-z]{2,12}(?:[A-Z][a-z]{1,12}){0,3}(?:PW|Pwd?|Pass(?:word)?|Secret|Token|Key))|(?:auth|api|access|user|bot|account|my)?(?-i:Token|Secret|Password|Key)|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
+    r"^(?:(?:pass(?:word|wd|phrase)?|pwd|pw|secret|token|user(?:name)?|key)\d{0,6}|\d{1,6}\W{0,3}|@.*|x+|\$.*|%.*|\{.*|<.*|\*+|[a-z]{3,10}Key|(?-i:(?:my|your|the|some|any|db|database|user|admin|root|proxy|smtp|mail|ftp|git|http|auth|api|app|client|server|service|account|login|access|bot|test|old|new|bad|wrong|valid|invalid|redis|mongo|mysql|postgres|pg|rabbit|broker|registry|remote|local)(?:[Dd]b|User|Admin|Proxy|Client|Server|Service|Account)?(?:PW|Pwd?|Pass(?:word)?|Secret|Token|Key))|(?:auth|api|access|user|bot|account|my)?(?-i:Token|Secret|Password|Key)|changeme|test\w{0,4}|admin|root|guest|foo|bar|example\w*|your\w*)$",
     re.IGNORECASE,
 )
 _MARKS, _TRIVIAL = re.compile(r"\W"), re.compile(r"(?:pass|password|secret|token)", re.IGNORECASE)
@@ -83,7 +83,8 @@ def urls(source: SearchedText) -> Iterator[Found]:
 
 def _is_words(value: str) -> bool:
     """Tells whether percent signs part the words of what stands for a password: my%20pass."""
-    return "%20" in value and is_example(urllib.parse.unquote(value))
+    words = urllib.parse.unquote(value)
+    return "%20" in value and not any(map(str.isdigit, words)) and is_example(words)
 
 
 def _is_reference(value: str) -> bool:

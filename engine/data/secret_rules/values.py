@@ -73,7 +73,7 @@ _PLACEHOLDER = re.compile(
     r"|(?:^|[-_])(?:foo|bar|baz|qux|tests?|testing|none|null|nil|undefined|true|false|default|demo)(?:$|[-_\d])|^test"
     r"|deadbeef|^(?:hunter2|letmein|qwerty)\w{0,3}$"
     r"|^(?:not|isnt|wrong|bad|incorrect|invalid|non)[-_ ]?(?:an?|the|my|your)?[-_ ]?"
-    r"(?:right|correct|real|actual|valid|good|same)?[-_ ]?(?:secret|pass|token|key)"
+    r"(?:right|correct|real|actual|valid|good|same)?[-_ ]?(?:secret|pass|token|key)[a-z]{0,20}\W{0,4}\d{0,4}\W{0,4}$"
     r"|^(?:some|any|the|an?|wrong|bad|good|correct|old|new|super|very|top|my)[-_ ]?(?:secret|pass|token|key|api|random)"
     r"|^[+<>#-]?pass(?:word|wd|phrase)?[\d_!.*-]{0,10}$|^p[a@4][s5$]{2}w[o0]rd[\d!@#$_.-]{0,6}$"
     r"|^(?:(?:my|test|some|db)[-_]?)?(?:user(?:name)?|passw?d?|password|test|pwd|secret|token|key|admin|root|guest|login|welcome|spam|eggs|abc\w?|pw|value|string|str|hello"
@@ -217,6 +217,8 @@ def words_share(value: str) -> float:
 
 _LEAST_SPACES = 3
 "Of a sentence."
+_PHRASE = re.compile(r"[a-z ]+")
+"Words alone may be a passphrase, or what a wallet is restored from."
 
 
 def _is_plain(text: str) -> bool:
@@ -224,7 +226,7 @@ def _is_plain(text: str) -> bool:
 
     Encoded JSON, a token's head among it, is a secret where one is found within.
     """
-    if text.count(" ") >= _LEAST_SPACES and words_share(text) >= _MOST_NAMED:
+    if text.count(" ") >= _LEAST_SPACES and words_share(text) >= _MOST_NAMED and not _PHRASE.fullmatch(text):
         return True
     return text.startswith(('{"', "[{")) or all(
         not part or is_prose(part) or is_placeholder(part) or is_name(part, is_wordlike)
