@@ -267,3 +267,19 @@ def test_made_up_text_takes_time_in_line_with_its_length(name: str, piece: str) 
     text = piece * (1_000_000 // len(piece))
     found = outline(text, language_by_name(name) or "", PurePosixPath(name))
     assert all(0 < line <= text.count("\n") for line in found.definitions[-100:])
+
+
+def test_haskell_comments_within_comments_hide_imports() -> None:
+    files = {
+        "A.hs": 'module A where\n{-\nimport B\n{- why -}\nimport B\n-}\nopen = "{-"\nquote = \'"\'\nimport C\n',
+        "B.hs": "module B where\n",
+        "C.hs": "module C where\n",
+    }
+    assert needs(files) == {"A.hs": {"C.hs"}}
+
+
+def test_a_shell_script_of_the_same_name_elsewhere_is_a_guess() -> None:
+    files = {"a/run.sh": ". ./common.sh\n. ../lib/more.sh\n", "b/common.sh": "x=1\n", "b/lib/more.sh": "x=1\n"}
+    assert needs(files) == {}
+    files = {"a/run.sh": '. "$ROOT/common.sh"\n', "b/common.sh": "x=1\n"}
+    assert needs(files) == {"a/run.sh": {"b/common.sh"}}

@@ -10,8 +10,12 @@ from pathlib import PurePosixPath
 from engine.data.imports.rules import Files, ImportRules, Repository, shared
 
 _NAME = r"[A-Z][\w']*(?:\.[A-Z][\w']*)*"
-# A row of dashes and signs, such as -->, is an operator.
-_COMMENT = re.compile(r"\{-.*?(?:-\}|\Z)|(?<![!#$%&*+./<=>?@\\^|~:-])--+(?![!#$%&*+./<=>?@\\^|~:-])[^\n]*", re.DOTALL)
+# A row of dashes and signs, such as -->, is an operator. Strings are matched so that none begins a comment.
+_NO_CODE = re.compile(
+    r"(?<![!#$%&*+./<=>?@\\^|~:-])--+(?![!#$%&*+./<=>?@\\^|~:-])[^\n]*|(\{-)"
+    r"|(\"(?:[^\"\\\n]|\\.)*\"?|'(?:[^'\\\n]|\\.)')"
+)
+_BRACES = re.compile(r"\{-|(-\})")
 _MODULE = re.compile(rf"^module[ \t\r\n]+({_NAME})", re.MULTILINE)
 # Literate Haskell writes code behind >.
 _IMPORT = re.compile(
@@ -23,10 +27,27 @@ def scan(text: str) -> Iterator[str]:
     """Yields `=A.B` for the module that a file is, and `A.B` for each that it imports."""
     # {-# SOURCE #-} breaks a cycle of imports: such an import says no order.
     code = re.sub(r"\bimport[ \t]+\{-#[ \t]*SOURCE[^\n]*", " ", text)
-    code = _COMMENT.sub(" ", code)
+    code = "".join(_without_comments(code))
     if (found := _MODULE.search(code)) is not None:
         yield f"={found[1]}"
     yield from _IMPORT.findall(code)
+
+
+def _without_comments(text: str) -> Iterator[str]:
+    """Yields what is no comment; comments may stand within comments."""
+    position = 0
+    while (found := _NO_CODE.search(text, position)) is not None:
+        yield text[position : found.start()]
+        position = found.end()
+        yield found[2] or " "
+        depth = 1 if found[1] else 0
+        while depth:
+            brace = _BRACES.search(text, position)
+            if brace is None:
+                return
+            depth += -1 if brace[1] else 1
+            position = brace.end()
+    yield text[position:]
 
 
 class HaskellRules(ImportRules):

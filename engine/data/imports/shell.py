@@ -54,14 +54,20 @@ class ShellRules(ImportRules):
 
     def _links(self, _number: int, path: PurePosixPath, wanted: Sequence[str]) -> Iterator[tuple[int, Strength]]:
         for word in wanted:
-            if (found := self._found(path, word[1:])) is not None:
-                yield found, Strength.IMPORT if word[0] == "." else Strength.MENTION
+            strength = Strength.IMPORT if word[0] == "." else Strength.MENTION
+            if (found := self._by_its_path(path, word[1:].lstrip("/"))) is not None:
+                yield found, strength
+            elif (found := self._by_its_end(path, word[1:].lstrip("/"))) is not None:
+                # A path without a variable may lead to what is no part of the repository.
+                yield found, strength if word[1:2] == "/" else Strength.GUESS
 
-    def _found(self, path: PurePosixPath, wanted: str) -> int | None:
-        tail = wanted.lstrip("/")
+    def _by_its_path(self, path: PurePosixPath, tail: str) -> int | None:
         for folder in (path.parent, PurePosixPath()):
             if (found := self._by_path.get(joined(folder, tail))) is not None:
                 return found
+        return None
+
+    def _by_its_end(self, path: PurePosixPath, tail: str) -> int | None:
         while tail.startswith(("../", "./")):
             tail = tail.partition("/")[2]
         return self._tails.nearest(tail, path.parent)
