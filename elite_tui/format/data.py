@@ -103,6 +103,8 @@ def what_is_in(report: DataReport, width: int) -> Content:
     lines += hanging(Content.styled("held out  ", "$muted"), Content(words), width)
     if report.licence_headers:
         lines.append(Content.styled(f"{report.licence_headers:,} repeated licence headers were taken out", "$muted"))
+    if report.crlf_files:
+        lines.append(Content.styled(f"{counted(report.crlf_files, 'file')} with CRLF line ends: read as LF", "$muted"))
     return Content("\n").join(lines)
 
 

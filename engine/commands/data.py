@@ -147,9 +147,10 @@ def _print_report(report: DataReport) -> None:
     from rich.console import Console
 
     # Names of files come from the repository, so disable markup and highlighting.
-    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=True)
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.soft_wrap = not console.is_terminal  # of a file or a pipe every line is whole
     for repository in report.repositories:
-        console.print(f"{repository.path} (files listed by {repository.listed_by})")
+        console.print(f"{repository.path} (files listed by {repository.listed_by})", soft_wrap=True)
     console.print(
         _table(
             ("language", "files", "bytes"),
@@ -172,7 +173,7 @@ def _print_report(report: DataReport) -> None:
     linked = f": {among}, {order.backward:,} of them in cycles"
     console.print(f"order by {order.by}{linked if order.by == 'imports' else ''}; training begins with")
     for name in order.head[:_ORDER_SHOWN]:
-        console.print(f"  {name}")
+        console.print(f"  {name}", soft_wrap=True)
     console.print(
         _table(
             ("tier", "context", "training windows", "held out", "documents", "cut inside", "empty", "if padded"),
@@ -201,7 +202,7 @@ def _print_report(report: DataReport) -> None:
     for note in report.notes:
         console.print(f"note: {note}")
     how = "reused" if report.reused else "built"
-    console.print(f"store {how} in {format_seconds(report.seconds)}: {report.store}")
+    console.print(f"store {how} in {format_seconds(report.seconds)}: {report.store}", soft_wrap=True)
 
 
 def _print_sources(console: Console, report: DataReport) -> None:
@@ -256,11 +257,13 @@ def _print_left_out(console: Console, report: DataReport) -> None:
         console.print(f"  {row.files:>7,} {row.reason}: {row.explanation}{switch}")
         if row.reason in PROBLEMS:
             for example in row.examples[:_LINES_SHOWN]:
-                console.print(f"          {example}")
+                console.print(f"          {example}", soft_wrap=True)
             if row.files > _LINES_SHOWN:
                 console.print(f"          and {row.files - _LINES_SHOWN:,} more")
     if report.licence_headers:
         console.print(f"took out {report.licence_headers:,} repeated licence headers")
+    if report.crlf_files:
+        console.print(f"read {counted(report.crlf_files, 'file')} with CRLF line ends as LF, as git stores them")
     _print_some(
         console,
         f"found {len(report.near_duplicates):,} near-duplicates:",
@@ -285,6 +288,6 @@ def _print_some(console: Console, heading: str, lines: Sequence[str]) -> None:
         return
     console.print(heading)
     for line in lines[:_LINES_SHOWN]:
-        console.print(f"  {line}")
+        console.print(f"  {line}", soft_wrap=True)
     if len(lines) > _LINES_SHOWN:
         console.print(f"  and {len(lines) - _LINES_SHOWN:,} more (--json lists all)")

@@ -10,8 +10,8 @@ import codecs
 import re
 from itertools import pairwise
 
-REVISION = 3
-"Raised when the same bytes would be read otherwise; part of every store's key."
+REVISION = 4
+"Raised when the same bytes would be read otherwise, line ends too; part of every store's key."
 _MARKS = (
     # UTF-32's little-endian mark begins with UTF-16's.
     (codecs.BOM_UTF32_LE, "utf-32"),

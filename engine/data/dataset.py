@@ -92,6 +92,8 @@ class DatasetSummary:
     "Files that are almost the same as another."
     licence_headers: int
     "Repeated ones that were taken out."
+    crlf_files: int
+    "Files whose lines ended as on Windows throughout, and are read without the carriage returns."
     order: FileOrder
     leak: float
     "Share of the six-line runs of held-out files that training files hold too."
@@ -424,6 +426,7 @@ def _summary(
         secrets=reading.secrets,
         twins=reading.twins,
         licence_headers=reading.licence_headers,
+        crlf_files=reading.crlf_files,
         order=reading.order,
         leak=reading.leak,
         source_bytes=sum(item.file.size for item in reading.files),

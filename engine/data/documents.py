@@ -13,6 +13,7 @@ from engine.data.conversations import Conversation
 from engine.data.filters import is_binary
 from engine.data.history import Commit, read_commit
 from engine.data.languages import NOTEBOOK
+from engine.data.line_ends import ends_in_crlf, with_line_feeds
 from engine.data.notebooks import NOTEBOOK_BYTES, NotebookError, cells_as_text
 from engine.data.rows import DataSet, Row
 from engine.data.safe_files import Folder, NotRegularError
@@ -26,6 +27,8 @@ class Document:
     text: str
     digest: bytes
     "SHA-256 of the file's bytes, 32 bytes."
+    had_crlf: bool = False
+    "Whether every line of the file ended as on Windows; its text ends them as git stores them."
     conversation: Conversation | None = None
     "Whose texts make up `text`, a line after each."
 
@@ -71,7 +74,7 @@ def conversation_document(conversation: Conversation) -> Document:
     # JSON may spell out half of a character outside the basic plane, which is no text.
     texts = [text.encode("utf-8", "replace").decode() for text in conversation.texts()]
     whole = conversation.with_texts(texts)
-    return Document("".join(f"{text}\n" for text in texts), whole.digest(), whole)
+    return Document("".join(f"{text}\n" for text in texts), whole.digest(), conversation=whole)
 
 
 def edited_conversation(document: Document, edits: Sequence[Edit]) -> Conversation:
@@ -140,7 +143,8 @@ def read_document(folder: Folder, file: SourceFile, max_file_bytes: int) -> Docu
         return "empty"
     if has_conflict(text):
         return "conflict"
-    return Document(text, hashlib.sha256(content).digest())
+    had_crlf = ends_in_crlf(text)
+    return Document(with_line_feeds(text) if had_crlf else text, hashlib.sha256(content).digest(), had_crlf)
 
 
 def has_conflict(text: str) -> bool:

@@ -106,6 +106,8 @@ class Reading:
     "Share of the six-line runs of held-out files that training files hold too."
     notes: tuple[str, ...] = ()
     "Sentences that a person should see."
+    crlf_files: int = 0
+    "Files whose lines ended as on Windows throughout, and are read without the carriage returns."
 
     @property
     def estimated_tokens(self) -> int:
@@ -145,6 +147,7 @@ class _Kept:
     cuts: bytes
     edits: tuple[Edit, ...]
     header_taken_out: bool
+    had_crlf: bool
     like: int | None
     "Number of the earlier file that it is a copy or near-duplicate of."
 
@@ -219,6 +222,7 @@ class _Reader:
                 found.definitions.tobytes(),
                 tuple(edits),
                 header is not None,
+                document.had_crlf,
                 copy_of,
             )
         )
@@ -253,6 +257,7 @@ class _Reader:
                 b"",
                 tuple(edits),
                 header_taken_out=False,
+                had_crlf=False,
                 like=None if like == number else like,
             )
         )
@@ -407,6 +412,7 @@ class _Reader:
             order=order,
             leak=self.leak,
             notes=tuple(self.notes),
+            crlf_files=sum(kept.had_crlf for kept in self.kept),
         )
 
     def _twins(self) -> Iterator[Twin]:

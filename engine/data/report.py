@@ -207,6 +207,8 @@ class DataReport:
     near_duplicates: tuple[TwinRow, ...]
     licence_headers: int
     "Repeated ones that were taken out."
+    crlf_files: int
+    "Files whose lines ended as on Windows throughout, and are read without the carriage returns."
     files: int
     bytes: int
     tokens: int
@@ -269,6 +271,7 @@ def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
             TwinRow(file=_name(twin.file), like=_name(twin.like), side=twin.side) for twin in summary.twins
         ),
         licence_headers=summary.licence_headers,
+        crlf_files=summary.crlf_files,
         files=len(summary.files),
         bytes=summary.source_bytes,
         tokens=summary.tokens,

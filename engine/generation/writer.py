@@ -8,7 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from engine.config import RunConfig
+from engine.data.line_ends import ends_in_crlf, with_line_feeds
 from engine.errors import EliteError
 from engine.errors.generation import FILL_UNAVAILABLE, GENERATION_UNKNOWN, SIDE_MISSING
 from engine.errors.model import MODEL_UNKNOWN
@@ -68,10 +71,16 @@ class Writer:
     def prompt_ids(self, request: TextRequest) -> list[int]:
         """Encodes the prompt: a file as in training, or plain text. No text becomes a control token.
 
+        Where all line ends are CRLF, they become LF, as in training; the answer's are LF anyway.
+
         Raises:
             EliteError: FILL_UNAVAILABLE.
         """
         encoder = self._encoder
+        if ends_in_crlf(request.prompt + request.suffix):
+            request = structs.replace(
+                request, prompt=with_line_feeds(request.prompt), suffix=with_line_feeds(request.suffix)
+            )
         if request.suffix:
             if encoder.fim is None:
                 raise FILL_UNAVAILABLE(name=self.name)

@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from engine.data.line_ends import with_line_feeds
+
 DEEPEST = 64
 """Levels of JSON in a request."""
 MOST_STOPS = 64
@@ -61,8 +63,9 @@ class ApiRequest(Struct, kw_only=True):
 
     @property
     def stops(self) -> list[str]:
-        """The stop strings."""
-        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        """The stop strings, those with CRLF also with LF, as answers have it."""
+        given = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        return list(dict.fromkeys([*given, *map(with_line_feeds, given)]))
 
     def refused(self) -> str | None:
         """Names a field that is not implemented and is set; None where there is none."""

@@ -295,3 +295,29 @@ def test_one_store_for_windows_of_any_context(write: Write, build: Build) -> Non
         assert max(len(window) for window in windows) <= context
         assert windows.token_count == dataset.summary.train_tokens
         assert sorted(np.concatenate([w.ids for w in windows])) == sorted(dataset.store.tokens[: windows.token_count])
+
+
+def test_files_of_crlf_line_ends_are_read_as_git_stores_them(write: Write, build: Build) -> None:
+    files = {f"m{i}.py": module(f"m{i}") for i in range(6)}
+    root = write(files)
+    plain = build(root)
+    write({name: "\ufeff" * (name == "m1.py") + text.replace("\n", "\r\n") for name, text in files.items()})
+    dataset = build(root)
+    assert dataset.summary.crlf_files == 6
+    assert plain.summary.crlf_files == 0
+    assert text_of(dataset.train) == text_of(plain.train)
+    assert text_of(dataset.held_out) == text_of(plain.held_out)
+
+
+def test_carriage_returns_of_some_lines_stay(write: Write, build: Build) -> None:
+    files = {f"m{i}.py": module(f"m{i}") for i in range(6)}
+    mixed = {
+        "one.py": module("one").replace("\n", "\r\n", 1),
+        "last.py": module("last").replace("\n", "\r\n") + "last = 1\n",
+        "lone.py": module("lone").replace("\n", "\r\n") + "lone = '\r'\r\n",
+        "old.py": module("old").replace("\n", "\r"),
+    }
+    dataset = build(write({**files, **mixed}))
+    everything = text_of(dataset.train) + text_of(dataset.held_out)
+    assert dataset.summary.crlf_files == 0
+    assert all(text in everything for text in mixed.values())

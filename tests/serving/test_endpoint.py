@@ -124,6 +124,9 @@ def test_a_suffix_fills_in_the_middle(server):
     spelled = "<|fim_prefix|>def f(a):\n<|fim_suffix|>    return b\n<|fim_middle|>"
     same = server.client.post("/v1/completions", **{**body, "prompt": spelled, "suffix": None})[1]
     assert (same["usage"], text_of(same)) == (found["usage"], text_of(found))
+    ends = {"prompt": "def f(a):\r\n", "suffix": "    return b\r\n"}
+    windows = server.client.post("/v1/completions", **{**body, **ends})[1]
+    assert (windows["usage"], text_of(windows)) == (found["usage"], text_of(found))
     named = server.client.post("/v1/completions", **body, path="a.py")[1]["usage"]["prompt_tokens"]
     assert named == len(prompt) + len(server.ids("# a.py\n"))
     words = server.client.post("/v1/completions", model="tuned", prompt=f"x{spelled}", max_tokens=1)[1]

@@ -51,6 +51,7 @@ REPORT = DataReport(
         TwinRow(file=f"{ROOT}/tools/[bold]migrate_copy.py", like=f"{ROOT}/tools/migrate.py", side="left out"),
     ),
     licence_headers=12,
+    crlf_files=0,
     files=214,
     bytes=1_863_000,
     tokens=521_904,
