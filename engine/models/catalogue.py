@@ -121,8 +121,33 @@ def _suggest(name: str, known: list[str]) -> str:
 def _from_directory(path: Path) -> ModelSpec:
     config = path / "config.json"
     if not config.is_file():
-        raise MODEL_DIRECTORY_INVALID(path=path, problem="it has no config.json")
-    return _from_text(_read(config), name=path.resolve().name, source=str(path), path=path)
+        snapshot = _snapshot(path)
+        within = "" if snapshot is None else f"; its snapshot {snapshot} has one"
+        raise MODEL_DIRECTORY_INVALID(path=path, problem=f"it has no config.json{within}")
+    return _from_text(_read(config), name=_name_of(path.resolve()), source=str(path), path=path)
+
+
+def _snapshot(path: Path) -> Path | None:
+    """Returns the snapshot in a model's folder of the hub's cache: that of its main branch, else the newest."""
+    try:
+        main = (path / "refs" / "main").read_text(encoding="utf-8", errors="replace").strip()
+        if main.isalnum() and (path / "snapshots" / main / "config.json").is_file():
+            return path / "snapshots" / main
+    except OSError:
+        pass
+    try:
+        found = [folder for folder in (path / "snapshots").iterdir() if (folder / "config.json").is_file()]
+        return max(found, key=lambda folder: (folder.stat().st_mtime, folder.name), default=None)
+    except OSError:
+        return None
+
+
+def _name_of(path: Path) -> str:
+    """Names a folder's model: after models--ORG--NAME where the folder is a snapshot in the hub's cache."""
+    parts = path.parent.parent.name.split("--")
+    if path.parent.name == "snapshots" and parts[0] == "models" and all(parts[1:]) and len(parts) > 1:
+        return "/".join(parts[1:])
+    return path.name
 
 
 def _from_hub(hub_id: str, *, download: bool) -> ModelSpec:
