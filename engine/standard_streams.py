@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -27,7 +28,25 @@ def open_standard_streams() -> None:
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper) and not writes_unicode(sys.stdout):
-        sys.stdout.reconfigure(errors="replace")  # as stderr, which escapes what a locale such as ISO-8859-1 lacks
+        # As stderr, which escapes what a locale such as ISO-8859-1 lacks.
+        codecs.register_error(_PLAIN, _in_ascii)
+        sys.stdout.reconfigure(errors=_PLAIN)
+
+
+_PLAIN = "elite-tui-plain"
+_IN_ASCII = (
+    {"✓": "+", "✗": "x", "–": "-", "—": "-", "·": "-", "•": "*", "→": ">", "←": "<", "…": "...", "×": "x", "≈": "~"}
+    | {"≤": "<=", "≥": ">=", "−": "-", "★": "*", "▲": "^", "●": "*", "○": "o", "█": "#", "━": "-", "─": "-", "│": "|"}
+    | {"“": '"', "”": '"', "‘": "'", "’": "'"}
+)
+"What stands for marks where an encoding lacks them, so that ✓ and ✗ do not look alike; letters become ?."
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Replaces characters that an encoding lacks, for `codecs.register_error`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_IN_ASCII.get(char, "?") for char in error.object[error.start : error.end]), error.end
 
 
 def writes_unicode(stream: TextIO) -> bool:

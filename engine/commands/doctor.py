@@ -8,6 +8,7 @@ four fields.
 from __future__ import annotations
 
 import argparse
+import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ from engine.quantities import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from engine.launch.doctor import Check
 
 _SIGNS = {"passed": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red"), "skipped": ("·", "dim")}
+_NARROWEST = 20
+"Columns of a row's text; with less, the terminal breaks its lines."
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001 - one signature for all
@@ -60,10 +64,22 @@ def _show(console: Console, row: Check) -> None:
     from rich.text import Text
 
     sign, style = _SIGNS[row.status]
-    line = Text.assemble((f"{sign} ", style), (f"{row.name:<23} ", "bold"), one_line(row.text))
-    console.print(line, soft_wrap=True)
+    head = Text.assemble((f"{sign} ", style), (f"{row.name:<23} ", "bold"))
+    _hang(console, head, Text(one_line(row.text)))
     if row.remedy:
-        console.print(Text(f"{'':26}→ {one_line(row.remedy)}", style=style), soft_wrap=True)
+        _hang(console, Text(f"{'':26}→ ", style=style), Text(one_line(row.remedy), style=style))
+
+
+def _hang(console: Console, head: Text, text: Text) -> None:
+    """Prints a text behind its head, on a terminal with all its lines below the first; else on one line."""
+    from rich.text import Text
+
+    room = console.width - head.cell_len
+    lines = [text.plain]
+    if console.is_terminal and room >= _NARROWEST:  # a path stays whole, to be copied
+        lines = textwrap.wrap(text.plain, room, break_long_words=False, break_on_hyphens=False) or lines
+    for number, line in enumerate(lines):
+        console.print((Text(" " * head.cell_len) if number else head) + Text(line, style=text.style), soft_wrap=True)
 
 
 def _conclude(console: Console, rows: list[Check], *, quick: bool) -> None:
