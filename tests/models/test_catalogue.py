@@ -280,3 +280,14 @@ def test_a_listed_name_does_not_admit_other_models_of_its_family(tmp_path, monke
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(EliteError, match="has not admitted it"):
         find_model(str(tmp_path))
+
+
+def test_a_snapshot_of_the_hubs_cache_is_named_after_its_model(tmp_path):
+    model = tmp_path / "models--Acme--Tiny-1B"
+    snapshot = model / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(asset("demo-model", "config.json").read_text())
+    assert find_model(str(snapshot)).name == "Acme/Tiny-1B"
+    with pytest.raises(EliteError) as raised:
+        find_model(str(model))
+    assert str(snapshot) in raised.value.message
