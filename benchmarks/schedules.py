@@ -18,9 +18,10 @@ from engine import __version__
 from engine.hardware.cards import find_card, simulate
 from engine.hardware.machine import GIB
 from engine.models.catalogue import find_model
-from engine.plan.planner import LEAST_UPDATES, tier_table
+from engine.plan.planner import tier_table
 from engine.plan.request import PlanRequest
 from engine.plan.schedule import make_schedule
+from engine.plan.tiers import LEAST_UPDATES
 
 CARDS = ("rtx-2060-super", "rtx-3060-12gb", "rtx-4090", "a100-80gb", "h200")
 TOKENS = (40_000, 400_000, 7_000_000)
