@@ -37,6 +37,7 @@ from engine.errors.data import (
     REPOSITORY_UNSET,
 )
 from engine.home_folder import expand_home
+from engine.quantities import counted
 
 BYTES_PER_TOKEN = 3.57
 "The demo tokenizer makes 3.54 of CPython 3.11.7's standard library (31.5 MB); larger vocabularies do better."
@@ -162,7 +163,8 @@ def collect(
     )
     tokens = estimate_tokens(collection)
     if not any_size and (len(files) < 2 or tokens < MINIMUM_TOKENS):
-        raise REPOSITORY_TOO_SMALL(path=", ".join(map(str, repositories)), tokens=f"about {tokens:,}", files=len(files))
+        where = ", ".join(map(str, repositories))
+        raise REPOSITORY_TOO_SMALL(path=where, tokens=f"about {tokens:,}", files=counted(len(files), "file"))
     return collection
 
 

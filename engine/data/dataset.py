@@ -57,6 +57,7 @@ from engine.errors.data import (
     REPOSITORY_TOO_SMALL,
 )
 from engine.plan.tiers import tiers
+from engine.quantities import counted
 from engine.tokenization.encoder import Encoder
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _too_little(
     if reading.files:
         tokens = f"about {reading.estimated_tokens:,}"
         path += f" ({told})" if skipped else ""
-        return REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=len(reading.files))
+        return REPOSITORY_TOO_SMALL(path=path, tokens=tokens, files=counted(len(reading.files), "file"))
     return REPOSITORY_NO_SOURCE(path=path, skipped=told)
 
 

@@ -49,7 +49,7 @@ REPOSITORY_NO_SOURCE = declare(
 )
 REPOSITORY_TOO_SMALL = declare(
     "repository-too-small",
-    "repository {path} fills only {tokens} tokens in {files} files, too few to train on and hold some back",
+    "repository {path} fills only {tokens} tokens in {files}, too few to train on and hold some back",
     "pass a larger repository, several --repo, or set data.held_out_fraction lower",
     about="data.repositories",
 )

@@ -28,6 +28,7 @@ from engine.models.loading import load_tokenizer
 from engine.models.placement import device_name
 from engine.protocol.commands import Stop
 from engine.protocol.events import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, WarningRaised
+from engine.quantities import counted
 from engine.recipes.building import Learning, base_changes, build_learning, build_model, choose_step
 from engine.recipes.final_eval import final_eval
 from engine.recipes.preference import Preferences, refuse_combinations, refuse_dropout
@@ -243,7 +244,9 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
     summary = dataset.summary
     if not (len(dataset.train) and len(dataset.held_out)):
         raise REPOSITORY_TOO_SMALL(
-            path=", ".join((*data.repositories, *data.datasets)), tokens=summary.tokens, files=len(summary.files)
+            path=", ".join((*data.repositories, *data.datasets)),
+            tokens=summary.tokens,
+            files=counted(len(summary.files), "file"),
         )
     train_files = len(summary.files) - summary.held_out_files
     text = (
