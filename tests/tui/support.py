@@ -14,7 +14,6 @@ from textual.pilot import Pilot
 from textual.strip import Strip
 from textual.widgets import Input, Static, TextArea
 
-from elite_tui import redraw_throttle
 from elite_tui.app import EliteApp
 from elite_tui.client.calls import Engine
 from elite_tui.remote_data import RemoteData
@@ -323,11 +322,11 @@ async def settled(pilot: Pilot) -> None:
 
 
 async def still(pilot: Pilot) -> None:
-    """Waits until the screen looks the same for longer than two redraws of a run are apart."""
+    """Waits until the screen is the same for 0.3 s, as late as a thread's answer may be drawn on a busy machine."""
     former: list[Strip] = []
     same = 0
     while same < 5:
-        await pilot.pause(redraw_throttle.SHORTEST / 4)
+        await pilot.pause(0.06)
         for field in pilot.app.screen.query(Input):  # also in a form mounted in the meantime
             field.cursor_blink = False
         present = pilot.app.screen._compositor.render_strips()
