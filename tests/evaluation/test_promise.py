@@ -6,13 +6,15 @@ import dataclasses
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from elite_tui.runs.finish_line import finish_line
 from elite_tui.runs.view import RunView
 from engine.commands.event_words import describe_ending
 from engine.config import from_mapping
 from engine.evaluation.curve import curve_of
-from engine.evaluation.promise import Promise, compare, past_run, read_timeline
+from engine.evaluation.promise import Promise, _claim, compare, past_run, read_timeline
 from engine.evaluation.words import too_few_updates
 from engine.hardware import past_run_files
 from engine.hardware.past_runs import PastRun, PastRuns
@@ -232,3 +234,20 @@ def test_two_updates_are_no_proof(tmp_path, updates, said):
     assert ("too few to tell" in shown.sureness) == bool(said)
     assert shown.change.startswith("▼") != bool(said)
     assert shown.style != "$text-success"  # nothing has said how sure it is
+
+
+@given(st.lists(st.tuples(st.integers(-5, 60), st.integers(0, 20)), max_size=14))
+def test_a_part_claims_the_seconds_that_no_other_has(spans):
+    free, taken = [(0.0, 60.0)], set()
+    for start, length in spans:
+        seconds = set(range(max(start, 0), min(start + length, 60)))
+        assert _claim(free, (start, start + length)) == len(seconds - taken)
+        taken |= seconds
+    assert free == sorted(free)
+
+
+@pytest.mark.timeout(30)
+def test_a_run_of_very_many_updates_is_compared_in_time_in_line_with_their_number():
+    """Each update leaves a gap; looking at all of them for each would take hours."""
+    free = [(0.0, 200_000.0)]
+    assert sum(_claim(free, (step + 0.25, step + 0.75)) for step in range(200_000)) == 100_000
