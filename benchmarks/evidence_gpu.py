@@ -229,6 +229,7 @@ class Worker:
         import torch
         from peft import PeftModel
 
+        from engine.evaluation.guesses import mark_guesses
         from engine.evaluation.held_out import HeldOut
         from engine.evaluation.tally import overall
         from engine.models.base_changes import BaseChanges
@@ -243,14 +244,20 @@ class Worker:
         base = load_model(self._spec, self._placement, changes) if stretched else self._base
         model = PeftModel.from_pretrained(base, adapter, torch_device=str(self._torch_device)).eval()
         try:
-            row = overall(self._tallies[job.package], self._tally(model, held_out))
+            first, then = self._tallies[job.package], self._tally(model, held_out)
             after = self._completions(job, model) if job.complete else {}
         finally:
             base = model.unload()
             self._base = self._base if stretched else base
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        found: dict[str, Any] = {"perplexity": dataclasses.asdict(row), "yarn_factor": changes.yarn_factor}
+        found: dict[str, Any] = {
+            "perplexity": dataclasses.asdict(overall(first, then)),
+            "guessed": [
+                dataclasses.asdict(task) for task in mark_guesses(first.guesses, then.guesses, held_out, self._encoder)
+            ],
+            "yarn_factor": changes.yarn_factor,
+        }
         if job.complete:
             found["tasks"] = self._marked(before, after)
         return found
@@ -258,8 +265,8 @@ class Worker:
     def _tally(self, model: Any, held_out: Any) -> Any:
         from engine.evaluation.tally import tally_losses
 
-        losses = self._scoring(model).token_losses
-        return tally_losses(losses, held_out, max_tokens=self.scored, progress=lambda *_: None)
+        scores_of = self._scoring(model).token_scores
+        return tally_losses(scores_of, held_out, max_tokens=self.scored, progress=lambda *_: None)
 
     def _scoring(self, model: Any) -> Any:
         import contextlib
@@ -435,7 +442,9 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=400.0, help="after which no further run is started")
     parser.add_argument("--jobs", type=int, default=10, help="processes")
     parser.add_argument("--functions", type=int, default=40, help="a package, and twice as many lines; 0 for none")
-    parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="beside growing; all without it")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="VARIANT", help="beside growing, which may stand alone; all without it"
+    )
     parser.add_argument("--package", nargs="+", default=[], help="all of the archive without it")
     parser.add_argument("--small", action="store_true", help="two packages and two updates a run")
     given = parser.parse_args()
@@ -469,7 +478,7 @@ def main() -> int:
     pool = concurrent.futures.ProcessPoolExecutor(given.jobs, context, initializer=start, initargs=(arguments,))
     with pool:
         worker = Worker(*arguments)
-        lengths = (128, 512) if given.small else LENGTHS[: 9 if device == "cuda" else 3]
+        lengths = (128, 512) if given.small else LENGTHS[: 9 if device == "cuda" and given.only != ["growing"] else 3]
         seconds = window_seconds(worker, packages[-1], lengths)
         print("seconds of a window:", {length: round(value, 4) for length, value in seconds.items()}, flush=True)
         jobs = jobs_of(worker, packages, seconds, given)

@@ -98,6 +98,13 @@ def print_tables(document: dict[str, Any]) -> None:
                   f"({between}); {row['predicted_seconds']:.0f} {row['seconds']:.0f}; "
                   f"a step {row['predicted_step_seconds']:.3f} {row['update_seconds'] / row['updates']:.3f}; "
                   f"{row['stages']}")  # fmt: skip
+        for task in row.get("guessed", ()):
+            for mark in task["rows"]:
+                ends = mark["difference_interval"] or {"low": math.nan, "high": math.nan}
+                before_after = f"{mark['base']:.1%} -> {mark['tuned']:.1%}"
+                between = f"{ends['low']:+.1%} to {ends['high']:+.1%}"
+                print(f"{row['package']:14} seed {row['seed']} {task['task']:10} {mark['name']:12} {before_after} "
+                      f"({between}), {mark['functions']}")  # fmt: skip
     for row in document["marks"]:
         ends = row["interval"] or (math.nan, math.nan)
         print(f"{row['task']:12} {row['mark']:16} {row['arm']:20} {row['base']:.1%} -> {row['value']:.1%} "

@@ -200,7 +200,7 @@ class Bench:
                     for order in self._scale.orders:
                         data = ORDERS[order]
                         held_out = self._held_out(package, data, context)
-                        tally = tally_losses(step.token_losses, held_out, max_tokens=1 << 40, progress=quiet)
+                        tally = tally_losses(step.token_scores, held_out, max_tokens=1 << 40, progress=quiet)
                         row = overall(tally, LossTally(tally.sums, tally.counts))
                         yield {"model": name, "package": package.name, "context": context, "order": order,
                                "loss": math.log(row.base), "tokens": row.tokens, "files": row.files}  # fmt: skip

@@ -43,6 +43,16 @@ class ScoredPerplexity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoredNames:
+    """Shares (0 to 1) of the same held-out names that both models guess."""
+
+    before: float
+    after: float
+    by_chance: bool
+    "Whether the interval of their difference holds 0."
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunReport:
     """Results beyond those in the run's events; None is not measured."""
 
@@ -57,6 +67,7 @@ class RunReport:
     compile_rate_after: float | None = None
     compile_rate_by_chance: bool = False
     "Whether the interval of their difference holds 0."
+    names: ScoredNames | None = None
     ways: tuple[tuple[str, float], ...] = ()
     "Other ways to complete the same functions, and the share that parses; names are untrusted."
     forgotten: tuple[tuple[str, float], ...] = ()
@@ -79,7 +90,8 @@ def read_report(path: Path) -> RunReport:
         perplexity_after=number(data, "perplexity_after"),
         compile_rate_before=_share(data, "compile_rate_before"),
         compile_rate_after=_share(data, "compile_rate_after"),
-        compile_rate_by_chance=_by_chance(data),
+        compile_rate_by_chance=_rate_by_chance(data),
+        names=_names(data),
         ways=tuple(_ways(data)),
         forgotten=tuple(_forgotten(data)),
         samples=tuple(_samples(data)),
@@ -118,25 +130,38 @@ def _entries(data: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
     yield from (entry for entry in entries if isinstance(entry, dict)) if isinstance(entries, list) else ()
 
 
-def _parsing(data: Mapping[str, Any], name: str, wanted: str = "completion") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields how functions were completed, and the row of those that parse."""
-    for task in _entries(data, name):
-        for row in _entries(task, "rows"):
-            if task.get("task") == wanted and row.get("name") == "parses":
-                yield text(task, "arm"), row
+def _rows(
+    data: Mapping[str, Any], name: str, task: str = "completion", mark: str = "parses"
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the rows of one mark of a task, and how it was done."""
+    for found in _entries(data, name):
+        for row in _entries(found, "rows"):
+            if found.get("task") == task and row.get("name") == mark:
+                yield text(found, "arm"), row
 
 
-def _by_chance(data: Mapping[str, Any]) -> bool:
+def _rate_by_chance(data: Mapping[str, Any]) -> bool:
     # Of a chat model the rate is that of functions asked for through its template.
-    for _, row in [*_parsing(data, "tasks", "asked"), *_parsing(data, "tasks")]:
-        ends = row.get("difference_interval")
-        low, high = (number(ends, "low"), number(ends, "high")) if isinstance(ends, dict) else (None, None)
-        return low is None or high is None or low <= 0 <= high
-    return False
+    rows = [*_rows(data, "tasks", "asked"), *_rows(data, "tasks")]
+    return bool(rows) and _by_chance(rows[0][1])
+
+
+def _by_chance(row: Mapping[str, Any]) -> bool:
+    ends = row.get("difference_interval")
+    low, high = (number(ends, "low"), number(ends, "high")) if isinstance(ends, dict) else (None, None)
+    return low is None or high is None or low <= 0 <= high
+
+
+def _names(data: Mapping[str, Any]) -> ScoredNames | None:
+    for _, row in _rows(data, "tasks", "next name", "guessed"):
+        before, after = _share(row, "base"), _share(row, "tuned")
+        if before is not None and after is not None:
+            return ScoredNames(before=before, after=after, by_chance=_by_chance(row))
+    return None
 
 
 def _ways(data: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for arm, row in _parsing(data, "arms"):
+    for arm, row in _rows(data, "arms"):
         share = _share(row, "tuned")
         if arm and share is not None:
             yield arm, share

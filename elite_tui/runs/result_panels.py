@@ -71,22 +71,10 @@ def compile_rate(report: RunReport | None, width: int, steps: int | None = None)
         width: Available columns.
         steps: Updates that the run made; None where that is not known.
     """
-    from engine.evaluation.words import too_few_updates
-
     if report is None or (report.compile_rate_before is None and report.compile_rate_after is None):
         return []
     before, after = report.compile_rate_before, report.compile_rate_after
-    lines = [Content.styled("Completions that parse", HEADING).append(Content.styled("  higher is better", "$muted"))]
-    lines += _two_bars(before, after, 1.0, width, lambda value: NOT_AVAILABLE if value is None else f"{value:.0%}")
-    if before is not None and after is not None:
-        sign, style = (
-            ("▲", "$text-success") if after > before else ("▼", "$text-warning") if after < before else ("=", "$muted")
-        )
-        few = too_few_updates(steps) if steps is not None else ""
-        words = f", {few}" if few else ", too few to tell from chance" if report.compile_rate_by_chance else ""
-        if words:
-            sign, style = "=", "$muted"
-        lines.append(Content.styled(f"{sign} {100 * (after - before):+.0f} points{words}", style))
+    lines = _share("Completions that parse", before, after, width, steps, by_chance=report.compile_rate_by_chance)
     lines += [
         Content.styled(f"{printable(name)}: {share:.0%}", "$text-accent" if share > (after or 0) else "$muted")
         for name, share in report.ways[:WAYS_SHOWN]
@@ -95,6 +83,33 @@ def compile_rate(report: RunReport | None, width: int, steps: int | None = None)
         Content.styled(f"▲ {change:.1%} higher on {printable(name)}: forgotten for it", "$text-warning")
         for name, change in report.forgotten[:WAYS_SHOWN]
     ]
+    return lines
+
+
+def names_guessed(report: RunReport | None, width: int, steps: int | None = None) -> list[Content]:
+    """Formats the share of held-out names that each model guesses; empty if not measured. Arguments as above."""
+    if report is None or report.names is None:
+        return []
+    names = report.names
+    return _share("Names guessed", names.before, names.after, width, steps, by_chance=names.by_chance)
+
+
+def _share(
+    title: str, before: float | None, after: float | None, width: int, steps: int | None, *, by_chance: bool
+) -> list[Content]:
+    from engine.evaluation.words import too_few_updates
+
+    lines = [Content.styled(title, HEADING).append(Content.styled("  higher is better", "$muted"))]
+    lines += _two_bars(before, after, 1.0, width, lambda value: NOT_AVAILABLE if value is None else f"{value:.0%}")
+    if before is not None and after is not None:
+        sign, style = (
+            ("▲", "$text-success") if after > before else ("▼", "$text-warning") if after < before else ("=", "$muted")
+        )
+        few = too_few_updates(steps) if steps is not None else ""
+        words = f", {few}" if few else ", too few to tell from chance" if by_chance else ""
+        if words:
+            sign, style = "=", "$muted"
+        lines.append(Content.styled(f"{sign} {100 * (after - before):+.0f} points{words}", style))
     return lines
 
 

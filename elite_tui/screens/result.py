@@ -64,6 +64,7 @@ class ResultScreen(AppScreen):
                 yield TextBlock(id="change")
             yield ChoiceBar(id="do")
             yield TextBlock(id="use")
+            yield TextBlock(id="names")
             yield TextBlock(id="compile-rate")
             yield Static(
                 "Functions that it never saw, completed: - in the file only, + written instead",
@@ -103,10 +104,12 @@ class ResultScreen(AppScreen):
         self._show_functions(width)
         command, what = use_command(run, report)
         use = [Content.assemble((command, "bold"), (f"  {what}", "$muted"))] if command else []
+        steps = run.finished.steps if run.finished else None
         parts = {
             "verdict": [result_panels.verdict(run)],
             "use": use,
-            "compile-rate": result_panels.compile_rate(report, width, run.finished.steps if run.finished else None),
+            "names": result_panels.names_guessed(report, width, steps),
+            "compile-rate": result_panels.compile_rate(report, width, steps),
             "foreseen": result_panels.foreseen(run, report),
             "next": result_panels.next_steps(run, report),
             "paths": result_panels.places(run, report, path, half),

@@ -99,6 +99,8 @@ def _measured(run: RunDirectory) -> Iterator[str]:
     yield f"{'':<19} {row.change:+.1%} over {row.tokens:,} tokens, 95% interval {change}"
     if rate is not None:
         yield f"files that parse    {change_words(rate)}"
+    if (guessed := evaluation.mark("next name", "guessed")) is not None:
+        yield f"names guessed       {change_words(guessed, 'name')}"
     if (names := evaluation.mark("next line", "identifiers")) is not None:
         yield f"names in next lines {change_words(names, 'line')}"
     yield f"report              {run.report_path}"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.evaluation.svg import COLOURS, Band, Bars, Line, bar_chart, line_chart
-from engine.evaluation.words import MARK_WORDS, TASK_WORDS
+from engine.evaluation.words import MARK_WORDS, SAMPLES, TASK_WORDS
 
 if TYPE_CHECKING:
     from engine.evaluation.curve import RunCurve
@@ -24,7 +24,7 @@ def charts_of(curve: RunCurve, scores: Sequence[Score], evaluation: Evaluation |
     if evaluation is not None:
         if len(evaluation.by_position) > 1:
             yield "positions", position_chart(evaluation)
-        for task in (task for task in evaluation.tasks if task.task != "next line"):
+        for task in (task for task in evaluation.tasks if task.task not in SAMPLES):
             yield task.task, function_chart(task)
 
 

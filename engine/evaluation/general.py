@@ -16,7 +16,7 @@ import numpy as np
 from engine.assets import asset
 from engine.data.windows import Window
 from engine.evaluation.functions import SourceText
-from engine.evaluation.tally import LossTally, PerplexityRow, TokenLosses, part
+from engine.evaluation.tally import LossTally, PerplexityRow, ScoresOf, part
 
 if TYPE_CHECKING:
     from engine.tokenization.encoder import Encoder
@@ -45,12 +45,12 @@ def general_texts() -> Iterator[SourceText]:
 
 
 def tally_general(
-    token_losses: TokenLosses, encoder: Encoder, *, context: int, progress: Callable[[int, int, str], None]
+    token_scores: ScoresOf, encoder: Encoder, *, context: int, progress: Callable[[int, int, str], None]
 ) -> LossTally:
     """Scores every piece with the model.
 
     Args:
-        token_losses: Scores one window with the model.
+        token_scores: Scores one window with the model.
         encoder: Its tokenizer.
         context: Tokens that a window may have.
         progress: Called with pieces done and their total; may raise to abort.
@@ -61,7 +61,7 @@ def tally_general(
         progress(number, len(found), "general texts")
         [ids] = encoder.encode_documents([(piece.path, piece.text)])
         window = Window(ids[: min(context, _LONGEST)].astype(np.int64))
-        losses = token_losses(window)
+        losses = token_scores(window).losses
         sums[number], counts[number] = losses.sum(dtype=np.float64), len(window) - 1
     progress(len(found), len(found), "general texts")
     return LossTally(sums, counts)

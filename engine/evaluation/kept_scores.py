@@ -13,7 +13,7 @@ from engine.evaluation.completions import Completion, judge
 from engine.evaluation.functions import HeldOutFunction, SourceText
 from engine.evaluation.general import general_texts
 from engine.evaluation.held_out import HeldOut
-from engine.evaluation.tally import LossTally
+from engine.evaluation.tally import Guesses, LossTally
 from engine.evaluation.tasks import Task
 from engine.steps.held_out_loss import choose_windows
 
@@ -93,7 +93,7 @@ def read(value: Any, held_out: HeldOut, requests: Requests) -> Measured | None:
     try:
         tally = _tally(value["tally"])
         general = None if value["general"] is None else _tally(value["general"])
-        if len(tally.sums) != len(held_out.files):
+        if len(tally.sums) != len(held_out.files) or tally.guesses is None:
             return None
         written = {
             (task, way): [
@@ -114,11 +114,19 @@ def _bodies(requests: Requests, task: Task, way: str) -> Sequence[HeldOutFunctio
 
 
 def _sums(tally: LossTally) -> Mapping[str, Any]:
-    return {"sums": tally.sums.tolist(), "counts": tally.counts.tolist()}
+    sums = {"sums": tally.sums.tolist(), "counts": tally.counts.tolist()}
+    if tally.guesses is None:
+        return sums
+    return {**sums, "places": tally.guesses.places.tolist(), "likeliest": tally.guesses.likeliest.tolist()}
 
 
 def _tally(value: Mapping[str, Any]) -> LossTally:
     sums, counts = (np.array(value[name], dtype=np.float64) for name in ("sums", "counts"))
     if sums.shape != counts.shape:
         raise ValueError("sums and counts differ in shape")
-    return LossTally(sums, counts)
+    if "places" not in value:
+        return LossTally(sums, counts)
+    places, likeliest = (np.array(value[name], dtype=np.int64) for name in ("places", "likeliest"))
+    if places.shape != likeliest.shape:
+        raise ValueError("places and likeliest tokens differ in shape")
+    return LossTally(sums, counts, Guesses(places, likeliest))

@@ -13,13 +13,14 @@ from engine.evaluation.asking import Asking
 from engine.evaluation.baselines import Baselines
 from engine.evaluation.functions import HeldOutFunction, SourceText, choose_functions
 from engine.evaluation.general import general_rows, tally_general
+from engine.evaluation.guesses import mark_guesses
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.intervals import FEWEST
 from engine.evaluation.kept_scores import ASKED, PLAIN, Measured, Requests
 from engine.evaluation.lines import choose_lines
 from engine.evaluation.result import ASKED_TASK, Evaluation, TaskResult, samples_of, task_result
 from engine.evaluation.retrieval import RepositoryPrompts
-from engine.evaluation.tally import by_language, by_position, overall, tally_losses
+from engine.evaluation.tally import LossTally, by_language, by_position, overall, tally_losses
 from engine.evaluation.tasks import Before, Task, ask, complete, tasks_of
 from engine.quantities import counted
 
@@ -98,11 +99,11 @@ def evaluate_pair(
             def report(done: int, total: int, what: str) -> None:
                 progress(done, total, f"{what}, {name}")
 
-            losses_of = scored.step.token_losses
-            tally = tally_losses(losses_of, held_out, max_tokens=settings.tokens, progress=report)
+            scores_of = scored.step.token_scores
+            tally = tally_losses(scores_of, held_out, max_tokens=settings.tokens, progress=report)
             general = None
             if settings.general:
-                general = tally_general(losses_of, encoder, context=subject.context, progress=report)
+                general = tally_general(scores_of, encoder, context=subject.context, progress=report)
             written: dict[tuple[Task, str], list[Completion]] = {}
             if not requests:
                 scored.step.close()
@@ -157,7 +158,7 @@ def evaluate_pair(
         perplexity=row,
         by_language=tuple(by_language(base.tally, tuned.tally, held_out)),
         by_position=tuple(by_position(base.tally, tuned.tally)),
-        tasks=tuple(_tasks(base, tuned)),
+        tasks=(*_guessed(base.tally, tuned.tally, held_out, encoder), *_tasks(base, tuned)),
         samples=samples_of(functions, base.written["completion", PLAIN], tuned.written["completion", PLAIN])
         if functions
         else (),
@@ -175,6 +176,11 @@ def _arms(near: RepositoryPrompts | None, task: Task, *, base: bool) -> dict[str
         if base and task == "completion":
             arms[FILES] = near.files
     return arms
+
+
+def _guessed(base: LossTally, tuned: LossTally, held_out: HeldOut, encoder: Encoder) -> Iterator[TaskResult]:
+    if base.guesses is not None and tuned.guesses is not None:
+        yield from mark_guesses(base.guesses, tuned.guesses, held_out, encoder)
 
 
 def _tasks(base: Measured, tuned: Measured) -> Iterator[TaskResult]:

@@ -125,6 +125,7 @@ def _quality(report: RunReport, pictures: frozenset[str]) -> Iterator[str]:
     if report.evaluation is not None:
         yield report_sections.verdict(report.evaluation)
         yield from report_sections.quality(report.evaluation, tuple(pictures))
+        yield from report_sections.guesses(report.evaluation)
         yield from report_sections.functions(report.evaluation, tuple(pictures))
         return
     before, after = report.finished.perplexity_before, report.finished.perplexity_after

@@ -6,7 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from engine.evaluation.markdown import code, code_block, table
-from engine.evaluation.words import ARM_MARKS, MARK_WORDS, TASK_WORDS, change_words, mark_row, number, perplexity_row
+from engine.evaluation.words import (
+    ARM_MARKS,
+    GUESSING,
+    MARK_WORDS,
+    SAMPLES,
+    TASK_WORDS,
+    change_words,
+    mark_name,
+    mark_row,
+    number,
+    perplexity_row,
+)
+from engine.quantities import counted
 from engine.steps.held_out_loss import perplexity
 
 if TYPE_CHECKING:
@@ -54,21 +66,39 @@ def quality(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:
         yield "![perplexity by position](charts/positions.svg)"
 
 
+def guesses(evaluation: Evaluation) -> Iterator[str]:
+    """Renders the shares of tokens and names that the models guess."""
+    rows = [
+        mark_row(row, mark_name(task.task, row.name), task.task)
+        for task in evaluation.tasks
+        if task.task in GUESSING
+        for row in task.rows
+    ]
+    if rows:
+        yield "## First guesses"
+        yield table(rows, _HEAD, figures=True)
+        yield (
+            "Shares of the scored tokens, and of the names in them, that each model's likeliest text gets right behind "
+            "the true text before it. New names stand in their file for the first time: to know them takes more than "
+            "to repeat what is above."
+        )
+
+
 def functions(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:
     """Renders the marks of completed functions."""
-    if evaluation.tasks:
+    if tasks := [task for task in evaluation.tasks if task.task not in GUESSING]:
         yield "## Held-out functions"
-        for task in evaluation.tasks:
+        for task in tasks:
             name = TASK_WORDS[task.task].capitalize()
-            what = "lines" if task.task == "next line" else "functions"
-            yield f"{name} ({task.functions} {what}, the likeliest text of each model):"
-            yield table([mark_row(row, MARK_WORDS[row.name]) for row in task.rows], _HEAD, figures=True)
+            over = counted(task.functions, SAMPLES.get(task.task, "function"))
+            yield f"{name} ({over}, the likeliest text of each model):"
+            yield table([mark_row(row, MARK_WORDS[row.name], task.task) for row in task.rows], _HEAD, figures=True)
             if task.task in pictures:
                 yield f"![functions, {TASK_WORDS[task.task]}](charts/{task.task}.svg)"
     if evaluation.arms:
         yield "## With text of the repository in the prompt"
         rows = [
-            mark_row(row, f"{TASK_WORDS[task.task]}, {MARK_WORDS[row.name]}: {task.arm}")
+            mark_row(row, f"{TASK_WORDS[task.task]}, {MARK_WORDS[row.name]}: {task.arm}", task.task)
             for task in evaluation.arms
             for row in task.rows
             if row.name in ARM_MARKS

@@ -16,13 +16,27 @@ from engine.steps.held_out_loss import choose_windows
 if TYPE_CHECKING:
     from engine.data.windows import Window
     from engine.evaluation.held_out import HeldOut
+    from engine.steps.whole_step import TokenScores
 
 FIRST_BUCKET = 1024
 """Upper end of the first position bucket, in preceding tokens; each further bucket is twice as wide."""
 _BUCKETS = 16
 
-TokenLosses = Callable[["Window"], npt.NDArray[np.float32]]
-"""See `engine.steps.whole_step.ScoringStep.token_losses`."""
+ScoresOf = Callable[["Window"], "TokenScores"]
+"""See `engine.steps.whole_step.ScoringStep.token_scores`."""
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a model thinks likeliest at each scored token.
+
+    Attributes:
+        places: Places of the tokens in the held-out stream, ascending. Shape (tokens,).
+        likeliest: Ids. Shape (tokens,).
+    """
+
+    places: npt.NDArray[np.int64]
+    likeliest: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,10 +45,12 @@ class LossTally:
 
     Attributes:
         sums, counts: Shape (files, buckets).
+        guesses: Of the same tokens; None where they were not kept.
     """
 
     sums: Floats
     counts: Floats
+    guesses: Guesses | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +71,36 @@ class PerplexityRow:
 
 
 def tally_losses(
-    token_losses: TokenLosses, held_out: HeldOut, *, max_tokens: int, progress: Callable[[int, int, str], None]
+    token_scores: ScoresOf, held_out: HeldOut, *, max_tokens: int, progress: Callable[[int, int, str], None]
 ) -> LossTally:
     """Scores at most `max_tokens` tokens, the same ones on every call.
 
     Args:
-        token_losses: Scores one window with the model.
+        token_scores: Scores one window with the model.
         held_out: The files to score.
         max_tokens: Maximum number of target tokens.
         progress: Called with windows done and their total; may raise to abort.
     """
     shape = (len(held_out.files), _BUCKETS)
     sums, counts = np.zeros(shape), np.zeros(shape)
+    scored: list[npt.NDArray[np.int64]] = []
+    likeliest: list[npt.NDArray[np.int64]] = []
     chosen = list(choose_windows(held_out.windows, max_tokens))
     for done, (index, window) in enumerate(chosen):
         progress(done, len(chosen), "windows")
-        losses = token_losses(window)
+        scores = token_scores(window)
         positions = window.positions()[1:]
         files = held_out.file_numbers(index, len(window))[1:]
         wanted = window.predicted[1:]
         cell = files[wanted], bucket_of(positions[wanted])
-        np.add.at(sums, cell, losses[wanted].astype(np.float64))
+        np.add.at(sums, cell, scores.losses[wanted].astype(np.float64))
         np.add.at(counts, cell, 1.0)
+        scored.append(held_out.windows.places(index)[1 : len(window)][wanted])
+        likeliest.append(scores.likeliest[wanted])
     progress(len(chosen), len(chosen), "windows")
-    return LossTally(sums, counts)
+    places = np.concatenate([*scored, np.zeros(0, np.int64)])
+    order = np.argsort(places)
+    return LossTally(sums, counts, Guesses(places[order], np.concatenate([*likeliest, np.zeros(0, np.int64)])[order]))
 
 
 def bucket_of(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -20,6 +20,8 @@ TASK_WORDS = {
     "completion": "completed",
     "fill-in-the-middle": "filled in",
     "next line": "next line",
+    "next token": "next tokens",
+    "next name": "names",
     "asked": "asked for as in a chat",
 }
 MARK_WORDS = {
@@ -28,7 +30,13 @@ MARK_WORDS = {
     "exact": "exact",
     "edit similarity": "edit similarity",
     "identifiers": "identifiers hit",
+    "guessed": "guessed",
+    "guessed, new": "guessed, new in their file",
 }
+GUESSING = ("next token", "next name")
+"Tasks without text of their own: what is likeliest behind the true text (engine.evaluation.guesses)."
+SAMPLES = {"next line": "line", "next token": "token", "next name": "name"}
+"""What a task was measured over, in the singular; other tasks over functions."""
 
 
 ARM_MARKS = ("parses", "exact", "edit similarity")
@@ -53,13 +61,20 @@ def figure_rows(evaluation: Evaluation) -> Iterator[Row]:
         yield perplexity_row(row, f"  after {row.name} tokens")
     for task in evaluation.tasks:
         for mark in task.rows:
-            yield mark_row(mark, f"{MARK_WORDS[mark.name]}, {TASK_WORDS[task.task]}")
+            yield mark_row(mark, mark_name(task.task, mark.name), task.task)
     for task in evaluation.arms:
         for mark in task.rows:
             if mark.name in ARM_MARKS:
-                yield mark_row(mark, f"{MARK_WORDS[mark.name]}, {TASK_WORDS[task.task]}: {task.arm}")
+                yield mark_row(mark, f"{MARK_WORDS[mark.name]}, {TASK_WORDS[task.task]}: {task.arm}", task.task)
     for row in evaluation.general:
         yield perplexity_row(row, row.name)
+
+
+def mark_name(task: str, mark: str) -> str:
+    """Names a mark of a task, as a row of a table."""
+    if task in GUESSING:
+        return f"{TASK_WORDS[task]} {MARK_WORDS[mark]}"
+    return f"{MARK_WORDS[mark]}, {TASK_WORDS[task]}"
 
 
 def perplexity_row(row: PerplexityRow, name: str) -> Row:
@@ -74,7 +89,7 @@ def perplexity_row(row: PerplexityRow, name: str) -> Row:
     )
 
 
-def mark_row(row: MarkRow, name: str) -> Row:
+def mark_row(row: MarkRow, name: str, task: str) -> Row:
     """Formats a share of 1; its difference is in points."""
     return (
         name,
@@ -82,7 +97,7 @@ def mark_row(row: MarkRow, name: str) -> Row:
         f"{row.tuned:.1%}",
         f"{100 * row.difference:+.1f} points",
         interval_words(row.difference_interval, "{:+.1f}", scale=100),
-        counted(row.functions, "function"),
+        counted(row.functions, SAMPLES.get(task, "function")),
     )
 
 

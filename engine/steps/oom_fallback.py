@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from engine.errors import EliteError
 from engine.errors.planning import LAYOUT_UNAVAILABLE, StreamPlanError
 from engine.errors.training import OUT_OF_MEMORY
@@ -16,7 +13,7 @@ from engine.models.fine_tuning import FineTuning
 from engine.plan.step_layout import StepLayout, difference
 from engine.randomness import capture_random, restore_random
 from engine.steps.failures import Place, memory_place, release_memory
-from engine.steps.whole_step import ScoringStep, StepMonitor, StepResult, TrainingStep, Window
+from engine.steps.whole_step import ScoringStep, StepMonitor, StepResult, TokenScores, TrainingStep, Window
 
 T = TypeVar("T")
 
@@ -68,9 +65,9 @@ class FallbackStep:
         """See TrainingStep."""
         return self._until_it_fits(lambda way: way.loss(window), trains=False)
 
-    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+    def token_scores(self, window: Window) -> TokenScores:
         """See ScoringStep."""
-        return self._until_it_fits(lambda way: way.token_losses(window), trains=False)
+        return self._until_it_fits(lambda way: way.token_scores(window), trains=False)
 
     def close(self) -> None:
         """Frees all buffers and restores the model; the next step allocates the buffers again."""

@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from engine.models.fine_tuning import FineTuning
@@ -15,7 +13,7 @@ from engine.models.mode import ModelMode
 from engine.plan.stream_plan import StreamPlan
 from engine.steps.padding import coefficients_of, filled, labels_of
 from engine.steps.partial_checkpoint import PartialCheckpointStore, PartialState
-from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, Window, count_targets
+from engine.steps.whole_step import StepAbandonedError, StepMonitor, StepResult, TokenScores, Window, count_targets
 from engine.streaming.boundary import BackwardPoint
 from engine.streaming.step import StepCancelled, StepOutcome, StreamedStep, TileProgress
 from engine.streaming.step_graph import ShortSequence, StepGraphs
@@ -127,12 +125,12 @@ class StreamedWindows:
         """See TrainingStep."""
         return self._evaluated(window).loss_sum
 
-    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+    def token_scores(self, window: Window) -> TokenScores:
         """See ScoringStep."""
-        found = self._evaluated(window).token_losses
-        assert found is not None
-        losses: npt.NDArray[np.float32] = found.numpy()[: len(window) - 1]
-        return losses
+        found, predicted = self._evaluated(window), len(window) - 1
+        assert found.token_losses is not None
+        assert found.likeliest is not None
+        return TokenScores(found.token_losses.numpy()[:predicted], found.likeliest.numpy()[:predicted])
 
     def _evaluated(self, window: Window) -> StepOutcome:
         whole = filled(window, self._fill_up_to)

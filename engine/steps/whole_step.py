@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -101,15 +101,20 @@ class TrainingStep(Protocol):
         """Computes the sum of the cross-entropies of one window, each times its weight, without dropout or gradient."""
 
 
+class TokenScores(NamedTuple):
+    """How well a model predicts each token of a window after its first. Both have the shape (tokens - 1,)."""
+
+    losses: npt.NDArray[np.float32]
+    "Cross-entropies in nats; 0 at the first token of each document and at others that are not predicted."
+    likeliest: npt.NDArray[np.int64]
+    "Ids of the tokens that the model thinks likeliest; they mean nothing where none is predicted."
+
+
 class ScoringStep(Protocol):
     """A step implementation that scores a window token by token."""
 
-    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
-        """Computes the cross-entropy of each token of a window after its first, in nats, without dropout.
-
-        Returns:
-            Shape (tokens - 1,); 0 at the first token of each document and at others that are not predicted.
-        """
+    def token_scores(self, window: Window) -> TokenScores:
+        """Predicts each token of a window after its first from those before it, without dropout."""
 
 
 def count_targets(windows: Sequence[Window]) -> int:
@@ -210,21 +215,21 @@ class WholeSequenceStep:
         with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs:
             with self._autocast():
                 hidden = self._hidden(inputs)
-                losses = token_losses(
+                losses, _ = token_losses(
                     hidden, inputs.labels, self._head, piece=piece_of(self._head), labelled=inputs.labelled
                 )
             factors = inputs.coefficients
             return (losses if factors is None else losses * factors).sum(dtype=torch.float64).item()
 
-    def token_losses(self, window: Window) -> npt.NDArray[np.float32]:
+    def token_scores(self, window: Window) -> TokenScores:
         """See ScoringStep."""
         with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs, self._autocast():
             hidden = self._hidden(inputs)
-            losses = token_losses(
+            losses, likeliest = token_losses(
                 hidden, inputs.labels, self._head, piece=piece_of(self._head), labelled=inputs.labelled
             )
-        found: npt.NDArray[np.float32] = losses[: len(window) - 1].float().cpu().numpy()
-        return found
+        predicted = len(window) - 1
+        return TokenScores(losses[:predicted].float().cpu().numpy(), likeliest[:predicted].cpu().numpy())
 
     @contextlib.contextmanager
     def _attending(self, window: Window) -> Iterator[ModelInputs]:

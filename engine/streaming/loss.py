@@ -105,20 +105,23 @@ def loss_and_gradient(
 
 def token_losses(
     hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int, labelled: Tensor | None = None
-) -> Tensor:
-    """Computes the cross-entropy of each token of a tile, in nats, 0 where IGNORED.
+) -> tuple[Tensor, Tensor]:
+    """Computes the cross-entropy of each token of a tile, in nats, and the token that is likeliest in its place.
 
     Arguments are those of `loss_and_gradient`.
 
     Returns:
-        (tokens,), fp32 or wider.
+        The losses, (tokens,), fp32 or wider, 0 where IGNORED; the likeliest tokens, (tokens,), int64, which mean
+        nothing there.
     """
     losses = torch.zeros(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+    likeliest = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
     for part in _chunks(hidden.shape[0], piece, labelled):
         logits = head(hidden[part])
+        likeliest[part] = logits.argmax(-1)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses[part] = F.cross_entropy(wide, labels[part], ignore_index=IGNORED, reduction="none").to(losses.dtype)
-    return losses
+    return losses, likeliest
 
 
 def labelled_positions(labels: Tensor) -> Tensor | None:

@@ -99,6 +99,7 @@ class SequenceRun:
             self.divisor = float(given.to(is_predicted.device)[is_predicted].double().sum())
         self.loss_sum: float | Tensor = 0.0
         self.token_losses: list[Tensor] = []
+        self.likeliest: list[Tensor] = []
         "Losses of each tile's tokens, (tile,); only for a step without gradients."
         self.generator = torch.empty(0, dtype=torch.uint8)
         "State of torch's CPU generator after the seed was drawn."

@@ -90,12 +90,13 @@ class AllTiles:
             labels = run.labels(tile)
             if scale is None:
                 with torch.no_grad():
-                    of_tokens = token_losses(
+                    of_tokens, likeliest = token_losses(
                         decoder.final_norm(x)[0], labels, decoder.head, piece=chunk, labelled=run.labelled(tile)
                     )
                 factors = run.coefficients(tile)
                 loss = (of_tokens if factors is None else of_tokens * factors).sum(dtype=torch.float64)
                 run.token_losses.append(of_tokens)
+                run.likeliest.append(likeliest)
             else:
                 normed = decoder.final_norm(x)
                 loss, gradient = loss_and_gradient(

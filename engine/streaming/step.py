@@ -47,6 +47,8 @@ class StepOutcome:
     "Auxiliary loss of the routers, without its factor; None for a model without it."
     token_losses: Tensor | None = None
     "From `evaluate`: cross-entropy at each position, (context,), on the host, fp32; 0 where nothing is predicted."
+    likeliest: Tensor | None = None
+    "From `evaluate`: the token that is likeliest to come next at each position, (context,), on the host, int64."
 
 
 class StreamedStep:
@@ -230,6 +232,7 @@ class StreamedStep:
             },
             balance=None if run.balance is None or scale is None else float(run.balance.loss()),
             token_losses=torch.cat(run.token_losses).float().cpu() if run.token_losses else None,
+            likeliest=torch.cat(run.likeliest).cpu() if run.likeliest else None,
         )
 
     def _weigh_balance(self, run: SequenceRun, scale: float) -> None:

@@ -102,6 +102,7 @@ def _monitor(run: RunDirectory) -> None:
     drawn += [result_panels.not_scored(shown.view) if line is None else result_panels.change_words(line)]
     drawn += [
         *result_panels.compile_rate(report, 80),
+        *result_panels.names_guessed(report, 80),
         *result_panels.foreseen(shown.view, report),
         *function_diffs.function_diffs(report.samples, 0, 80),
     ]

@@ -21,6 +21,7 @@ from engine.evaluation.baselines import Baselines, digest
 from engine.evaluation.functions import SourceText
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.measure import Subject, evaluate_pair
+from engine.steps.whole_step import TokenScores
 from engine.tokenization.encoder import Encoder
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
@@ -44,10 +45,11 @@ class Model:
         self.model, self.step, self.opened = model.eval(), self, 0
 
     @torch.no_grad()
-    def token_losses(self, window):
+    def token_scores(self, window):
         ids = torch.from_numpy(np.asarray(window.ids, dtype=np.int64))
         logits = self.model(input_ids=ids[None], use_cache=False).logits[0, :-1].double()
-        return torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").float().numpy()
+        losses = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none").float().numpy()
+        return TokenScores(losses, logits.argmax(-1).numpy())
 
     def close(self):
         """There is nothing to free."""

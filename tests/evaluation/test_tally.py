@@ -34,7 +34,7 @@ def test_both_ways_score_each_token_the_same(tmp_path):
     model = attach_adapter(tiny_model(), LoraSection(rank=4), seed=0).train()
     window = packed_window()
     whole = WholeSequenceStep(model, recompute=False)
-    by_whole = whole.token_losses(window)
+    by_whole, likeliest = whole.token_scores(window)
     assert by_whole.shape == (len(window) - 1,)
     assert by_whole.sum() == pytest.approx(whole.loss(window), rel=1e-5)
     assert (by_whole[[39, 48]] == 0).all()
@@ -45,11 +45,14 @@ def test_both_ways_score_each_token_the_same(tmp_path):
             logits = model(input_ids=ids[None]).logits[0, :-1]
         expected = torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none")
         np.testing.assert_allclose(by_whole[start : stop - 1], expected.numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(likeliest[start : stop - 1], logits.argmax(-1).numpy())
     assert model.training
     streamed = StreamedWindows(
         AdapterTuning(model), StreamPlan(tile=16, key_block=32), device=torch.device("cpu"), spill_directory=tmp_path
     )
-    np.testing.assert_allclose(streamed.token_losses(window), by_whole, rtol=1e-3, atol=1e-4)
+    scores, predicted = streamed.token_scores(window), window.predicted[1:]
+    np.testing.assert_allclose(scores.losses, by_whole, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(scores.likeliest[predicted], likeliest[predicted])
     streamed.close()
 
 
@@ -67,7 +70,7 @@ def test_sums_go_where_their_tokens_are():
     held_out = held_out_of([100, 30, 71], ["Python", "Go", "Python"])
     model = tiny_model()
     step = WholeSequenceStep(attach_adapter(model, LoraSection(rank=4), seed=0), recompute=False)
-    tally = tally_losses(step.token_losses, held_out, max_tokens=10_000, progress=quiet)
+    tally = tally_losses(step.token_scores, held_out, max_tokens=10_000, progress=quiet)
     whole = evaluate(step.loss, held_out.windows, max_tokens=10_000, progress=lambda *_: None)
     assert tally.counts.sum() == whole.tokens
     assert tally.sums.sum() / tally.counts.sum() == pytest.approx(whole.loss, rel=1e-5)

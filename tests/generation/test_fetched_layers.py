@@ -127,7 +127,7 @@ def test_text_after_scoring_with_weights_from_the_host(tmp_path):
         pair = AdaptedPair(found, step, CPU)
         for side in (pair.tuned, pair.base, pair.tuned):
             with side() as scored:
-                losses = scored.step.token_losses(Window(np.asarray(PROMPT, dtype=np.int64)))
+                losses = scored.step.token_scores(Window(np.asarray(PROMPT, dtype=np.int64))).losses
                 assert np.isfinite(losses).all()
                 with scored.writing() as writer:
                     written = text(writer)

@@ -72,9 +72,11 @@ def assert_same(way, plain, model, reference):
         torch.testing.assert_close(gradient, gradients(reference)[name], rtol=1e-4, atol=1e-7)
     for window in WINDOWS:
         assert way.loss(window) == pytest.approx(plain.loss(window), rel=1e-6)
-        scores = way.token_losses(window)
-        assert scores.shape == (len(window) - 1,)
-        np.testing.assert_allclose(scores, plain.token_losses(window), rtol=1e-4, atol=1e-5)
+        scores, expected = way.token_scores(window), plain.token_scores(window)
+        assert scores.losses.shape == scores.likeliest.shape == (len(window) - 1,)
+        np.testing.assert_allclose(scores.losses, expected.losses, rtol=1e-4, atol=1e-5)
+        predicted = window.predicted[1:]
+        np.testing.assert_array_equal(scores.likeliest[predicted], expected.likeliest[predicted])
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3])

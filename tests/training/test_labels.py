@@ -91,7 +91,7 @@ def test_whole_sequences_equal_transformers(micro_batch, recompute):
     assert scored.tokens == count_targets(windows)
     assert scored.loss == pytest.approx(loss * scale, rel=1e-6)
     for window in windows:
-        of_tokens = step.token_losses(window)
+        of_tokens = step.token_scores(window).losses
         assert np.count_nonzero(of_tokens) == window.targets
         assert set(np.flatnonzero(of_tokens) + 1) == set(np.flatnonzero(window.predicted))
 

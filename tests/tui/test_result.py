@@ -10,7 +10,7 @@ from elite_tui.runs.files import read_plan
 from elite_tui.runs.finish_line import finish_line
 from elite_tui.runs.function_diffs import function_diffs
 from elite_tui.runs.report import Sample, read_report
-from elite_tui.runs.result_panels import change_words, compile_rate
+from elite_tui.runs.result_panels import change_words, compile_rate, names_guessed
 from elite_tui.runs.view import RunView
 from engine.commands.summaries import SUMMARIES
 from engine.launch.handle import RunHandle
@@ -117,6 +117,22 @@ def test_what_chance_explains_has_no_arrow_and_other_ways_stand_beside(tmp_path)
         assert said in shown
         assert "base + snippets: 90%" in shown
         assert "7.0% higher on general text" in shown
+
+
+def test_guessed_names_stand_beside_what_chance_explains(tmp_path):
+    def evaluation(low, **row):
+        row = {"name": "guessed", "base": 0.25, "tuned": 0.32, "difference_interval": {"low": low, "high": 0.1}, **row}
+        return {**EVALUATION, "tasks": [{"task": "next token", "rows": [row]}, {"task": "next name", "rows": [row]}]}
+
+    for low, said in ((-0.1, "= +7 points, too few to tell"), (0.02, "▲ +7 points")):
+        (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(low)))
+        shown = [line.plain for line in names_guessed(read_report(tmp_path), 60)]
+        assert shown[0].startswith("Names guessed")
+        assert shown[-1].startswith(said)
+    assert names_guessed(read_report(tmp_path), 60, steps=2)[-1].plain.startswith("= +7 points, 2 updates: too few")
+    for bad in ({"base": 25}, {"tuned": None}, {"name": "else"}):
+        (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(0.1, **bad)))
+        assert names_guessed(read_report(tmp_path), 60) == []
 
 
 def test_a_plan_is_read_with_care(tmp_path):

@@ -11,7 +11,7 @@ from textual.widgets import TextArea
 
 from elite_tui.runs.comparison import ComparedRun, Comparison, Row
 from elite_tui.runs.files import PlannedRun
-from elite_tui.runs.report import RunReport, Sample
+from elite_tui.runs.report import RunReport, Sample, ScoredNames
 from elite_tui.runs.view import RunView
 from elite_tui.screens.help import HelpScreen
 from elite_tui.state_part import StatePart
@@ -227,6 +227,7 @@ def test_result(look, size):
         planned=PlannedRun(step_seconds=18.4, gpu_bytes=7_800_000_000, host_bytes=12_100_000_000),
         compile_rate_before=0.61,
         compile_rate_after=0.83,
+        names=ScoredNames(before=0.31, after=0.38, by_chance=False),
         samples=SAMPLES,
         page=True,
         commands=frozenset({"export", "generate", "evaluate"}),

@@ -1,0 +1,158 @@
+"""Marks first guesses on held-out files: the next token, and the next name, behind the true text before it.
+
+A token is guessed if the likeliest one is the true one (token-level completion, CodeXGLUE, arXiv 2102.04664). A name is
+guessed if each of its tokens is, and the token guessed behind it does not go on with it: greedy decoding would have
+written that name. Losses and guesses come from one pass, so that thousands of names are marked in the time in which a
+few functions are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.data.syntax import grammar_name
+from engine.evaluation.functions import KINDS
+from engine.evaluation.intervals import Floats, Interval, bootstrap
+from engine.evaluation.parsing import leaves
+from engine.evaluation.result import MarkRow, TaskResult
+from engine.generation.text import TextStream
+
+if TYPE_CHECKING:
+    from engine.evaluation.held_out import HeldOut
+    from engine.evaluation.tally import Guesses
+    from engine.tokenization.encoder import Encoder
+
+TOKENS, NAMES = "next token", "next name"
+"""Tasks."""
+GUESSED, NEW = "guessed", "guessed, new"
+"""Marks: of all, and of names that stand in their file for the first time."""
+_LARGEST_FILE = 400_000
+"Bytes."
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name in a file, by the numbers of its first and last token."""
+
+    first: int
+    last: int
+    new: bool
+    "Whether it stands in the file for the first time."
+
+
+def mark_guesses(base: Guesses, tuned: Guesses, held_out: HeldOut, encoder: Encoder) -> Iterator[TaskResult]:
+    """Yields the shares that both models guess: of the scored tokens, and of the names whose tokens were all scored.
+
+    Args:
+        base, tuned: Of the same tokens.
+        held_out: Their files.
+        encoder: Their tokenizer.
+    """
+    places = base.places
+    if not len(places):
+        return
+    files = np.searchsorted(held_out.offsets, places, side="right") - 1
+    right = np.stack([guesses.likeliest == held_out.tokens[places] for guesses in (base, tuned)])
+    yield TaskResult(task=TOKENS, functions=len(places), rows=(_row(GUESSED, files, right),))
+    names = [name for file in np.unique(files).tolist() for name in _marked(file, base, tuned, held_out, encoder)]
+    if not names:
+        return
+    of, new = np.array([file for file, _, _ in names]), np.array([name.new for _, name, _ in names])
+    marks = np.array([mark for _, _, mark in names]).T
+    rows = [_row(GUESSED, of, marks)]
+    if new.any():
+        rows.append(_row(NEW, of[new], marks[:, new]))
+    yield TaskResult(task=NAMES, functions=len(names), rows=tuple(rows))
+
+
+def names_of(ids: Sequence[int], grammar: str | None, encoder: Encoder) -> Iterator[Name]:
+    """Yields the names of a file in their order; none of one in an unknown language, rearranged or very large.
+
+    Args:
+        ids: Of the file as a document: its path line, and its text.
+        grammar: Of its language.
+        encoder: Its tokenizer.
+    """
+    if grammar not in KINDS or (encoder.fim is not None and encoder.fim.prefix in ids):
+        return
+    stream = TextStream(encoder.tokenizer)
+    pieces = [b"" if token == encoder.end else stream.push(token).encode("utf-8", "replace") for token in ids]
+    source = b"".join(pieces)
+    if len(source) > _LARGEST_FILE:
+        return
+    sizes = np.array([len(piece) for piece in pieces])
+    # Of several tokens that make one character, only the last has a piece; all of them end with it.
+    ends = np.where(sizes > 0, sizes.cumsum(), len(source))
+    ends = np.minimum.accumulate(ends[::-1])[::-1]
+    begin = source.find(b"\n") + 1
+    seen: set[bytes] = set()
+    for leaf in leaves(source[begin:], grammar):
+        if leaf.type.endswith("identifier") and leaf.text is not None:
+            first = int(np.searchsorted(ends, begin + leaf.start_byte, side="right"))
+            reaching, past = (int(np.searchsorted(ends, begin + leaf.end_byte, side)) for side in ("left", "right"))
+            yield Name(first, max(reaching, past - 1), leaf.text not in seen)
+            seen.add(leaf.text)
+
+
+def _marked(
+    file: int, base: Guesses, tuned: Guesses, held_out: HeldOut, encoder: Encoder
+) -> Iterator[tuple[int, Name, tuple[bool, bool]]]:
+    """Yields the names of one file whose tokens were all scored, and whether base and tuned model guess them."""
+    start, stop = held_out.offsets[file : file + 2].tolist()
+    low, high = np.searchsorted(base.places, [start, stop]).tolist()
+    guesses = np.full((2, stop - start), -1, dtype=np.int64)
+    guesses[:, base.places[low:high] - start] = base.likeliest[low:high], tuned.likeliest[low:high]
+    truth = held_out.tokens[start:stop].astype(np.int64)
+    right = guesses == truth
+    entry, ids = held_out.files[file], truth.tolist()
+    for name in names_of(ids, grammar_name(entry.language, PurePosixPath(entry.path)), encoder):
+        of_name, behind = slice(name.first, name.last + 1), name.last + 1
+        if (guesses[0, of_name] < 0).any():
+            continue
+
+        def guessed(model: int, of_name: slice = of_name, behind: int = behind) -> bool:
+            if not right[model, of_name].all():
+                return False
+            if behind == len(ids) or right[model, behind] or guesses[model, behind] < 0:
+                return True
+            return not _goes_on(encoder, ids[:behind], int(guesses[model, behind]))
+
+        yield file, name, (guessed(0), guessed(1))
+
+
+def _goes_on(encoder: Encoder, ids: Sequence[int], guess: int) -> bool:
+    """Whether a token behind a name makes it longer."""
+    begin = TextStream(encoder.tokenizer, ids).push(guess)[:1]
+    return begin.isalnum() or begin in ("_", "$")
+
+
+def _row(mark: str, files: npt.NDArray[np.int64], right: npt.NDArray[np.bool_]) -> MarkRow:
+    """Compares the shares of what is right, with intervals that resample files: what stands in one is alike.
+
+    Args:
+        mark: Name of the row.
+        files: File of each token or name. Shape (n,).
+        right: Of both models. Shape (2, n).
+    """
+    _, number = np.unique(files, return_inverse=True)
+    counts = np.bincount(number).astype(np.float64)
+    base, tuned = (np.bincount(number, one).astype(np.float64) for one in right)
+
+    def interval(hits: Floats) -> Interval | None:
+        return bootstrap(len(counts), lambda weights: weights @ hits / (weights @ counts))
+
+    return MarkRow(
+        name=mark,
+        functions=len(files),
+        base=float(right[0].mean()),
+        tuned=float(right[1].mean()),
+        base_interval=interval(base),
+        tuned_interval=interval(tuned),
+        difference_interval=interval(tuned - base),
+    )
