@@ -32,6 +32,9 @@ RIVALS = ("transformers + peft, checkpointing", "transformers + peft, activation
 
 UNSLOTH = ("unsloth", "unsloth, activations kept")
 
+AS_TRAINED = "as engine train runs it"
+"""The streamed step with all activations kept, recorded as CUDA graphs."""
+
 RIVAL_TOKENS = 8192
 """Tokens that transformers' loss can take at once in 80 GB: it holds several fp32 tensors of tokens x vocabulary."""
 
@@ -61,6 +64,43 @@ def unsloth_model(way: str, spec: Any, layers: int | None) -> Any:
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
         use_gradient_checkpointing="unsloth" if way == UNSLOTH[0] else False,
     ).train()
+
+
+class Silent:
+    """Watches a step without saying anything."""
+
+    def progress(self, *_: object, **__: object) -> None: ...
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+class TrainingStep:
+    """Makes the forward and backward pass of one update as `engine train` does, by CUDA graphs."""
+
+    def __init__(self, model: Any, ids: Any, row: int, device: Any, layers: int, say: Any) -> None:
+        from engine.data.windows import Window
+        from engine.models.fine_tuning import AdapterTuning
+        from engine.plan.stream_plan import StreamPlan
+        from engine.steps.streamed_windows import StreamedWindows
+
+        self._window = Window(ids.numpy(), tuple(range(0, len(ids), row)))
+        self._way = StreamedWindows(
+            AdapterTuning(model),
+            StreamPlan(tile=len(ids), weights="nf4", keep_layers=layers),
+            device=device,
+            spill_directory=Path(tempfile.gettempdir()),
+            fill_up_to=len(ids),
+            graphs=True,
+            notify=say,
+        )
+
+    def __call__(self) -> None:
+        self._way.run([self._window], 1.0 / self._window.targets, Silent())
+
+    def close(self) -> None:
+        """Frees the buffers."""
+        self._way.close()
 
 
 def run(way: str, model_name: str, layers: int | None, pipe: Any) -> None:
@@ -117,6 +157,18 @@ def run(way: str, model_name: str, layers: int | None, pipe: Any) -> None:
             reset_peak(device)
             if way in RIVALS + UNSLOTH:
                 seconds = timed(whole, device)
+            elif way == AS_TRAINED:
+                said: list[str] = []
+                update = TrainingStep(model, ids, row, device, spec.layers, said.append)
+
+                def trained(update: TrainingStep = update) -> None:
+                    update()
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+
+                seconds = timed(trained, device)
+                update.close()
+                result["said"] = said
             else:
                 keep = spec.layers if way.endswith("kept") else 0
                 plan = StreamPlan(tile=tokens, weights="nf4", keep_layers=keep)
