@@ -54,7 +54,7 @@ def run(case: dict, pipe) -> None:
             streamed = "streamed" in fields.get("weights", "resident")
             weights = base_weights(four_bit=placement.precision == "nf4", streamed=streamed)
             plan, table_on_host = StreamPlan(**{**fields, "weights": weights}), False
-        predicted = predict(machine, spec, plan, case)
+        predicted = predict(machine, spec, plan, case, table_on_host=table_on_host)
         result = streaming.measure_step(
             spec,
             case["context"],
@@ -117,7 +117,7 @@ def chosen(machine: Any, spec: Any, case: dict) -> Any:
     return row.layout
 
 
-def predict(machine: Any, spec: Any, plan: Any, case: dict) -> dict[str, Any]:
+def predict(machine: Any, spec: Any, plan: Any, case: dict, *, table_on_host: bool) -> dict[str, Any]:
     """What the planner says: bytes of the allocator's peak without Adam's states, of the host, and seconds."""
     from engine.plan.ledger_lines import NOT_ALLOCATED
     from engine.plan.memory import streamed_ledger
@@ -127,6 +127,7 @@ def predict(machine: Any, spec: Any, plan: Any, case: dict) -> dict[str, Any]:
 
     spec = spec.with_layers(case["layers"]) if case.get("layers") else spec
     work = workload_of(request(machine, spec, case), case["context"])
+    work = dataclasses.replace(work, table_home="host" if table_on_host else "gpu")
     if not case.get("fused", True):
         work = dataclasses.replace(work, fused_kernels=False, served_norms=False)
     ledger = streamed_ledger(work, plan)

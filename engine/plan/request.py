@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from msgspec import structs
@@ -27,9 +27,10 @@ from engine.models.families import refusal
 from engine.models.spec import EXPERTS, ModelSpec
 from engine.plan.learning_rate import learning_rate_of
 from engine.plan.search import Way
-from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, attention_efficiency
+from engine.plan.speeds import CPU_ATTENTION_EFFICIENCY, WIDEST_FLASH, attention_efficiency
 from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import BaseWeights, in_4_bits
+from engine.plan.time import flops_by_head_size
 from engine.plan.workload import Backend, ComputeType, Workload
 
 PATIENCE_GPU = 10 * 3600.0
@@ -207,7 +208,7 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
     backend = attention_backend(gpu, spec.head_dim) if asked is None else _asked_backend(asked, gpu)
     if spec.softcap is not None:
         backend = "softcapped"
-    return Workload(
+    work = Workload(
         spec=spec,
         context=math.ceil(context / ranks),
         ranks=ranks,
@@ -227,11 +228,28 @@ def workload_of(planning: PlanRequest, context: int) -> Workload:
         fused_loss=liger,
         workspaces=_matrix_workspaces(gpu),
         gpu_context=planning.machine.measured.gpu_context if planning.machine.measured else None,
-        attention_efficiency=attention_efficiency(gpu, spec.head_dim, backend) if gpu else CPU_ATTENTION_EFFICIENCY,
+        attention_efficiency=CPU_ATTENTION_EFFICIENCY,
         repository_tokens=planning.repository_tokens or 0,
         activation_bits=planning.training.activation_bits,
         scored=planning.training.objective == "dpo",
     )
+    return work if gpu is None else replace(work, attention_efficiency=_mean_efficiency(gpu, work))
+
+
+def _mean_efficiency(gpu: Gpu, work: Workload) -> tuple[float, float]:
+    """Returns the share of the tensor rate that attention reaches over layers whose heads may have several sizes."""
+    flops = flops_by_head_size(work)
+    if len(flops) < 2 or work.backend == "softcapped":
+        return attention_efficiency(gpu, work.spec.head_dim, work.backend)
+    forward = backward = 0.0
+    for head_dim, operations in flops.items():
+        of_size = attention_efficiency(
+            gpu, head_dim, work.backend if work.attention else attention_backend(gpu, head_dim)
+        )
+        forward += operations / of_size[0]
+        backward += operations / of_size[1]
+    total = sum(flops.values())
+    return total / forward, total / backward
 
 
 def streaming_refusal(spec: ModelSpec, context: int) -> str | None:
@@ -260,7 +278,7 @@ def attention_backend(gpu: Gpu | None, head_dim: int) -> Backend:
     if gpu is None:
         return "cpu"
     capability = gpu.compute_capability or (8, 0)
-    if capability < (8, 0):
+    if capability < (8, 0) or head_dim > WIDEST_FLASH:
         return "efficient"
     widest = 256 if capability == (9, 0) else 128
     return "cudnn" if capability >= (9, 0) and head_dim <= widest else "flash"

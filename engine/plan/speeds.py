@@ -63,6 +63,14 @@ took 3.57 s there for 1.48e15 operations of a step over 131,072 tokens in tiles 
 attention left of a step over 524,288 tokens in tiles of 8,192 is 0.30 of it: these shares lie between, divided between
 the passes as for heads of 128."""
 
+WIDEST_FLASH = 256
+"Head size beyond which the memory-efficient kernel alone serves."
+_VERY_WIDE = (0.10, 0.042)
+"""The same for heads of 512. Two steps on an H200 (Gemma 4 12B, E4B; 32,768 tokens, docs/benchmarks.md) leave it 0.18
+and 0.06 of the rate forward, 0.046 and 0.035 backward, less all other parts of their times."""
+_AMPERE_GAIN = 2.06
+"Shares that kernels compiled for Ampere reach there, relative to Hopper: those of FlashAttention-2 above."
+
 _SOFTCAPPED = (0.06, 0.05)
 """The same for capped scores, in fp32 and written out: an estimate. Some ten passes over each score at 1 TB/s, and fp32
 products at a third of the 16-bit rate, take about that on Ampere; no GPU was measured."""
@@ -102,6 +110,9 @@ def attention_efficiency(gpu: Gpu, head_dim: int, backend: Backend) -> tuple[flo
     capability, wide = gpu.compute_capability or (8, 0), head_dim >= WIDE_HEAD
     if backend == "softcapped":
         return _SOFTCAPPED
+    if head_dim > WIDEST_FLASH:
+        gain = 1.0 if capability[0] == 9 else _AMPERE_GAIN
+        return gain * _VERY_WIDE[0], gain * _VERY_WIDE[1]
     if capability < (8, 0):
         return 0.35, 0.25  # memory-efficient kernels; FlashAttention needs Ampere
     if capability[0] == 9 and head_dim > WIDE_HEAD and backend in _HOPPER_256:
@@ -201,4 +212,6 @@ def _attention_rates(measured: Measured, work: Workload) -> tuple[float, float] 
         (rate for rate in on_device if rate.head_dim == nearest),
         key=lambda rate: 1 / rate.forward + ATTENTION_BACKWARD / rate.backward,
     )
+    if nearest <= WIDEST_FLASH < work.spec.head_dim and work.on_gpu:
+        return None  # another kernel serves than the one that was measured
     return best.forward, best.backward

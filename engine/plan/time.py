@@ -7,6 +7,8 @@ benchmarks/results/memory-h100.json.
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.hardware.measured import correction_key
@@ -158,7 +160,12 @@ def total_seconds(parts: tuple[TimePart, ...]) -> float:
 
 
 def attention_flops(work: Workload) -> float:
-    """Returns the operations of one forward pass of attention: 4 · pairs · heads · head_dim per layer, over all layers.
+    """Returns the operations of one forward pass of attention, over all layers."""
+    return sum(flops_by_head_size(work).values())
+
+
+def flops_by_head_size(work: Workload) -> Mapping[int, float]:
+    """Returns the operations of one forward pass of attention: 4 · pairs · heads · head_dim per layer, by head_dim.
 
     Causal: n²/2 pairs; with a sliding window of w tokens n·w − w²/2.
     """
@@ -167,11 +174,14 @@ def attention_flops(work: Workload) -> float:
     window = min(spec.sliding_window or n, n)
     windowed = n * window - window * window / 2
     full = max(0, spec.attending_layers - spec.windowed_layers)
-    if spec.attended:
-        seen = ((kind, pairs * work.ranks if kind.window is None else windowed) for kind in spec.attended)
-        return sum(2 * kind.layers * kind.heads * (kind.key_dim + kind.value_dim) * met for kind, met in seen)
     # With sequence parallelism `context` is a rank's part, and the sequence is `ranks` times as long.
-    return 4 * work.query_width * (full * pairs * work.ranks + spec.windowed_layers * windowed)
+    if not spec.attended:
+        return {spec.head_dim: 4 * work.query_width * (full * pairs * work.ranks + spec.windowed_layers * windowed)}
+    found: dict[int, float] = defaultdict(float)
+    for kind in spec.attended:
+        met = pairs * work.ranks if kind.window is None else windowed
+        found[kind.key_dim] += 2 * kind.layers * kind.heads * (kind.key_dim + kind.value_dim) * met
+    return found
 
 
 def _attention_parts(work: Workload, speeds: Speeds, forwards: float) -> list[TimePart]:

@@ -126,6 +126,30 @@ def test_whole_steps_of_half_a_million_tokens(row):
     assert _seconds(case) == pytest.approx(measured["seconds"], rel=0.05)
 
 
+GEMMA = json.loads((RESULTS / "gemma-h200.json").read_text())["rows"]
+
+
+@pytest.mark.parametrize("row", GEMMA, ids=lambda row: row["model"])
+def test_a_step_whose_heads_have_two_sizes(row):
+    """benchmarks/streaming_gpu.py: heads of 512, which one kernel serves, beside heads of 256 in windows.
+
+    Memory is a test of the ledger; the rate of that kernel was fitted to these times.
+    """
+    spec = find_model(row["model"])
+    planning = PlanRequest(
+        machine=with_card("h200", ram=512), spec=spec, compute_type="bf16", weights=("nf4",), lora=LoraSection()
+    )
+    work = dataclasses.replace(workload_of(planning, row["context"]), table_home=row["table_home"])
+    plan = StreamPlan(**row["plan"])
+    ledger = streamed_ledger(work, plan)
+    adam = 8 * work.lora_parameters
+    allocated = max(bytes_ for _, bytes_ in ledger.phases) - adam
+    assert allocated / row["gpu_peak_allocated"] == pytest.approx(1, abs=0.02)
+    assert ledger.peak("host") / row["host_rss_bytes"] == pytest.approx(1, abs=0.04)
+    seconds = sum(part.seconds for part in streamed_time(work, plan, speeds_of(planning.machine, work)))
+    assert seconds / row["seconds"]["total"] == pytest.approx(1, abs=0.15)
+
+
 EXPERTS = json.loads((RESULTS / "experts-h200.json").read_text())["rows"]
 
 
