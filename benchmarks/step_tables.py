@@ -62,15 +62,18 @@ def _command(row: dict) -> str:
     return " ".join(parts)
 
 
-def packed_table() -> str:
-    """4-bit weights that wait on the host, beside what the planner says."""
-    rows = json.loads((RESULTS / "streamed-4-bit-h200.json").read_text())["rows"]
+NAMES = {"qwen2.5-coder-7b": "Qwen2.5-Coder-7B", "gemma-4-12b": "Gemma 4 12B", "gemma-4-e4b": "Gemma 4 E4B"}
+
+
+def packed_table(name: str = "streamed-4-bit-h200") -> str:
+    """Weights of 4 bits, some of which wait on the host, beside what the planner says."""
+    rows = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
     head = "| model | context | limit | weights | a step | predicted | GPU peak | predicted | host |"
     lines = [head, "|---" * 9 + "|"]
     for row in rows:
         said = row["predicted"]
         cells = [
-            "Qwen2.5-Coder-7B" if row["layers"] == 28 else "32B shapes, 64 layers",
+            NAMES.get(row["model"], "32B shapes, 64 layers"),
             f"{row['context']:,}",
             f"{row['vram_cap_gib']} GiB" if row["vram_cap_gib"] else "none",
             "4 bits, on the host" if row["plan"]["weights"] == "nf4-streamed" else "4 bits, resident",
@@ -206,6 +209,31 @@ def short_context_table(name: str = "short-context-h200") -> str:
         shown = [_speed(cells.get((length, tokens, way))) for way in ways]
         lines.append(f"| {length:,} | {tokens:,} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def rivals_table() -> str:
+    """The step of `engine train` beside unsloth in one run, and the step that keeps nothing in another."""
+    found = json.loads((RESULTS / "short-context-unsloth-h200.json").read_text())
+    trained, plain = ({(row["row"], row["tokens"], row["way"]): row for row in rows} for rows in found["runs"])
+    machine, unsloth, kept = found["machine"], "unsloth", "unsloth, activations kept"
+    parts = []
+    for cells, own, rivals in ((trained, "as engine train runs it", (unsloth, kept)), (plain, "streamed", (unsloth,))):
+        ways = [*rivals, own]
+        lines = [
+            "| tokens a row | tokens an update | " + " | ".join([*ways, *(f"times {way}" for way in rivals)]) + " |"
+        ]
+        lines.append("|---" * (len(ways) + len(rivals) + 2) + "|")
+        for row, tokens in dict.fromkeys((row, tokens) for row, tokens, _ in cells):
+            of = {way: cells[row, tokens, way] for way in ways}
+            shown = [_speed(of[way]) for way in ways] + [
+                f"{of[way]['seconds'] / of[own]['seconds']:.2f}" for way in rivals
+            ]
+            lines.append(f"| {row:,} | {tokens:,} | " + " | ".join(shown) + " |")
+        parts += [*lines, ""]
+    versions = machine["versions"]
+    about = f"Unsloth {found['unsloth']}, {machine['card']}, torch {versions['torch']}, transformers "
+    about += f"{versions['transformers']}, bitsandbytes {versions['bitsandbytes']}, Triton {versions['triton']}:"
+    return "\n".join([*parts, about, "", *(f"    {command}" for command in found["commands"])])
 
 
 def _speed(row: dict | None) -> str:

@@ -18,6 +18,7 @@ from step_tables import (
     measured_table,
     packed_table,
     probe_table,
+    rivals_table,
     short_context_table,
     streaming_table,
     whole_rows_table,
@@ -224,22 +225,28 @@ def evidence_table(name: str = "evidence-h200") -> str:
 
 def before_after_table() -> str:
     """The default run of each package beside the base model, with its promise."""
-    found = _evidence()
+    found = _evidence("evidence-packages-h200")
     lines = [
-        "| package | perplexity | 95% interval of the change | whole run, predicted and taken | a step |",
-        "|---|---|---|---|---|",
+        "| package | perplexity | names guessed | new in their file | other seeds: perplexity, names "
+        "| whole run, predicted and taken |",
+        "|---" * 6 + "|",
     ]
     for row in found["runs"]:
-        if row["variant"] != "growing" or row["seed"] != 0 or "problem" in row:
+        if row["seed"] != 0:
             continue
+        names = next(task["rows"] for task in row["guessed"] if task["task"] == "next name")
+        others = [one for one in found["runs"] if one["package"] == row["package"] and one["seed"] != 0]
+        spread = "; ".join(
+            f"{one['perplexity']['change']:+.1%}, {one['guessed'][1]['rows'][0]['tuned']:.1%}" for one in others
+        )
+        newer = " (newer than the model)" if row["package"] in found["newer_than_the_model"] else ""
         perplexity = row["perplexity"]
         change = perplexity["change_interval"]
-        newer = " (newer than the model)" if row["package"] in found["newer_than_the_model"] else ""
+        ends = _relative([change["low"], change["high"]]) if change else "too few files"
         lines.append(
-            f"| {row['package']}{newer} | {perplexity['base']:.2f} → {perplexity['tuned']:.2f} "
-            f"({perplexity['change']:+.1%}) | {_relative([change['low'], change['high']]) if change else 'too few'} | "
-            f"{row['predicted_seconds']:.0f} s, {row['seconds']:.0f} s | "
-            f"{row['predicted_step_seconds']:.3f} s, {row['update_seconds'] / row['updates']:.3f} s |"
+            f"| {row['package']}{newer} | {perplexity['base']:.2f} → {perplexity['tuned']:.2f} ({ends}) | "
+            f"{_before_after(names[0])} | {_before_after(names[1])} | {spread} | "
+            f"{row['predicted_seconds']:.0f} s, {row['seconds']:.0f} s |"
         )
     lines += ["", "| request | mark | way | base model | this way | 95% interval of the difference | requests |"]
     lines.append("|---|---|---|---|---|---|---|")
@@ -249,7 +256,15 @@ def before_after_table() -> str:
             f"| {row['task']} | {row['mark']} | {row['arm']} | {row['base']:.1%} | {row['value']:.1%} | "
             f"{low:+.1f} to {high:+.1f} points | {row['requests']} |"
         )
-    return "\n".join(lines)
+    machine = found["machine"]
+    after = f"{machine['card']}, torch {machine['versions']['torch']}, {found['model']}; {len(found['runs'])} runs:"
+    return "\n".join([*lines, "", after, "", f"    {found['command']}"])
+
+
+def _before_after(mark: dict) -> str:
+    ends = mark["difference_interval"]
+    between = f"{100 * ends['low']:+.1f} to {100 * ends['high']:+.1f} points" if ends else "too few files"
+    return f"{mark['base']:.1%} → {mark['tuned']:.1%} ({between})"
 
 
 def _evidence(name: str = "evidence-h200") -> dict:
@@ -302,7 +317,8 @@ TABLES = (
     (ROOT / "docs" / "experiments.md", "rate table", partial(evidence_table, "evidence-rate-h200")),
     (ROOT / "docs" / "experiments.md", "trained length table", partial(evidence_table, "evidence-trained-h200")),
     (ROOT / "docs" / "benchmarks.md", "short contexts table", short_context_table),
-    (ROOT / "docs" / "benchmarks.md", "unsloth table", partial(short_context_table, "short-context-unsloth-h200")),
+    (ROOT / "docs" / "benchmarks.md", "unsloth table", rivals_table),
+    (ROOT / "docs" / "benchmarks.md", "gemma table", partial(packed_table, "gemma-h200")),
     (ROOT / "docs" / "benchmarks.md", "filling table", filling_table),
     (ROOT / "docs" / "benchmarks.md", "ablation table", ablation_table),
     (ROOT / "docs" / "benchmarks.md", "probe table", probe_table),
