@@ -34,6 +34,8 @@ WORN_DISK = 1.01
 
 _GRAINS = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048, 32768, 512), (1024, 16384, 256))
 "Coarsest (fastest) first."
+_SHORT_BLOCKS = (1024, 4096, 256)
+"Where the kernel repeats a block's keys for every head of a query (heads of 512 on a card of 12 GB)."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +245,7 @@ def _streamed(setting: _Setting, weights: BaseWeights, fixed: Mapping[str, Any])
         return Candidate(setting=setting, weights=weights, stream=plan)
 
     work = setting.work
-    usable = _grains(work.context, fixed)
+    usable = _grains(work, fixed)
     on_device: dict[tuple[object, ...], _OnDevice] = {}
     fitting: dict[tuple[object, ...], list[Homes]] = {}
     unlimited: dict[tuple[object, ...], list[Homes]] = {}  # those that are computed as if the device were larger
@@ -328,10 +330,11 @@ def _kept_layers(setting: _Setting, plan: StreamPlan) -> int | None:
     return fit or None
 
 
-def _grains(context: int, fixed: Mapping[str, Any]) -> list[Grain]:
-    """Lists the grains that differ for a context, coarsest first."""
-    grains = []
-    for usual_tile, usual_block, loss_piece in _GRAINS:
+def _grains(work: Workload, fixed: Mapping[str, Any]) -> list[Grain]:
+    """Lists the grains that differ for a workload's context, coarsest first."""
+    context, grains = work.context, []
+    repeats = work.backend == "efficient" and work.spec.heads != work.spec.kv_heads
+    for usual_tile, usual_block, loss_piece in (*_GRAINS, *([_SHORT_BLOCKS] if repeats else [])):
         tile = fixed.get("tile", min(usual_tile, fixed.get("key_block", usual_tile)))
         key_block = fixed.get("key_block", max(usual_block, tile))
         grains.append((tile, key_block, fixed.get("loss_piece", loss_piece)))
