@@ -254,7 +254,8 @@ class Worker:
         found: dict[str, Any] = {
             "perplexity": dataclasses.asdict(overall(first, then)),
             "guessed": [
-                dataclasses.asdict(task) for task in mark_guesses(first.guesses, then.guesses, held_out, self._encoder)
+                dataclasses.asdict(task)
+                for task in mark_guesses(first.guesses, then.guesses, held_out, self._encoder)[0]
             ],
             "yarn_factor": changes.yarn_factor,
         }

@@ -53,6 +53,16 @@ class ScoredNames:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamedLines:
+    """Lines of a held-out file with names in them. All text is untrusted."""
+
+    file: str
+    text: str
+    names: tuple[tuple[int, int, bool, bool], ...]
+    "First character, the one behind the last, whether the base model guesses it, and whether the fine-tuned one does."
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunReport:
     """Results beyond those in the run's events; None is not measured."""
 
@@ -68,6 +78,7 @@ class RunReport:
     compile_rate_by_chance: bool = False
     "Whether the interval of their difference holds 0."
     names: ScoredNames | None = None
+    excerpts: tuple[NamedLines, ...] = ()
     ways: tuple[tuple[str, float], ...] = ()
     "Other ways to complete the same functions, and the share that parses; names are untrusted."
     forgotten: tuple[tuple[str, float], ...] = ()
@@ -92,6 +103,7 @@ def read_report(path: Path) -> RunReport:
         compile_rate_after=_share(data, "compile_rate_after"),
         compile_rate_by_chance=_rate_by_chance(data),
         names=_names(data),
+        excerpts=tuple(_excerpts(data)),
         ways=tuple(_ways(data)),
         forgotten=tuple(_forgotten(data)),
         samples=tuple(_samples(data)),
@@ -158,6 +170,18 @@ def _names(data: Mapping[str, Any]) -> ScoredNames | None:
         if before is not None and after is not None:
             return ScoredNames(before=before, after=after, by_chance=_by_chance(row))
     return None
+
+
+def _excerpts(data: Mapping[str, Any]) -> Iterator[NamedLines]:
+    for entry in _entries(data, "excerpts"):
+        lines, names, done = text(entry, "text"), [], 0
+        for name in _entries(entry, "names"):
+            start, stop, base, tuned = (name.get(key) for key in ("start", "stop", "base", "tuned"))
+            if type(start) is int and type(stop) is int and done <= start < stop <= len(lines):
+                names.append((start, stop, base is True, tuned is True))
+                done = stop
+        if names:
+            yield NamedLines(file=text(entry, "file"), text=lines, names=tuple(names))
 
 
 def _ways(data: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

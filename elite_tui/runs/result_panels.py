@@ -17,6 +17,7 @@ from elite_tui.format.figures import (
     printable,
 )
 from elite_tui.runs.finish_line import FinishLine, reference_words
+from elite_tui.runs.name_excerpt import name_excerpt
 from elite_tui.runs.panels import state_mark
 from engine.quantities import counted
 
@@ -91,7 +92,8 @@ def names_guessed(report: RunReport | None, width: int, steps: int | None = None
     if report is None or report.names is None:
         return []
     names = report.names
-    return _share("Names guessed", names.before, names.after, width, steps, by_chance=names.by_chance)
+    lines = _share("Names guessed", names.before, names.after, width, steps, by_chance=names.by_chance)
+    return [*lines, *(line for found in report.excerpts[:1] for line in name_excerpt(found, width))]
 
 
 def _share(

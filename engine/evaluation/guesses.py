@@ -8,6 +8,10 @@ few functions are written.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -20,7 +24,7 @@ from engine.data.syntax import grammar_name
 from engine.evaluation.functions import KINDS
 from engine.evaluation.intervals import Floats, Interval, bootstrap
 from engine.evaluation.parsing import leaves
-from engine.evaluation.result import MarkRow, TaskResult
+from engine.evaluation.result import Excerpt, GuessedName, MarkRow, TaskResult
 from engine.generation.text import TextStream
 
 if TYPE_CHECKING:
@@ -32,6 +36,11 @@ TOKENS, NAMES = "next token", "next name"
 """Tasks."""
 GUESSED, NEW = "guessed", "guessed, new"
 """Marks: of all, and of names that stand in their file for the first time."""
+EXCERPTS = 3
+_LINES = 12
+"Of an excerpt, at most."
+_FEWEST_NAMES = 12
+"Of a file that excerpts are taken of."
 _LARGEST_FILE = 400_000
 "Bytes."
 
@@ -44,10 +53,17 @@ class Name:
     last: int
     new: bool
     "Whether it stands in the file for the first time."
+    start: int
+    "Its first byte in the text of the file."
+    stop: int
 
 
-def mark_guesses(base: Guesses, tuned: Guesses, held_out: HeldOut, encoder: Encoder) -> Iterator[TaskResult]:
-    """Yields the shares that both models guess: of the scored tokens, and of the names whose tokens were all scored.
+def mark_guesses(
+    base: Guesses, tuned: Guesses, held_out: HeldOut, encoder: Encoder
+) -> tuple[tuple[TaskResult, ...], tuple[Excerpt, ...]]:
+    """Returns the shares that both models guess, and excerpts of some files.
+
+    Shares are of the scored tokens, and of the names whose tokens were all scored.
 
     Args:
         base, tuned: Of the same tokens.
@@ -56,19 +72,20 @@ def mark_guesses(base: Guesses, tuned: Guesses, held_out: HeldOut, encoder: Enco
     """
     places = base.places
     if not len(places):
-        return
+        return (), ()
     files = np.searchsorted(held_out.offsets, places, side="right") - 1
     right = np.stack([guesses.likeliest == held_out.tokens[places] for guesses in (base, tuned)])
-    yield TaskResult(task=TOKENS, functions=len(places), rows=(_row(GUESSED, files, right),))
+    tokens = TaskResult(task=TOKENS, functions=len(places), rows=(_row(GUESSED, files, right),))
     names = [name for file in np.unique(files).tolist() for name in _marked(file, base, tuned, held_out, encoder)]
     if not names:
-        return
+        return (tokens,), ()
     of, new = np.array([file for file, _, _ in names]), np.array([name.new for _, name, _ in names])
     marks = np.array([mark for _, _, mark in names]).T
     rows = [_row(GUESSED, of, marks)]
     if new.any():
         rows.append(_row(NEW, of[new], marks[:, new]))
-    yield TaskResult(task=NAMES, functions=len(names), rows=tuple(rows))
+    task = TaskResult(task=NAMES, functions=len(names), rows=tuple(rows))
+    return (tokens, task), tuple(_excerpts(names, held_out, encoder))
 
 
 def names_of(ids: Sequence[int], grammar: str | None, encoder: Encoder) -> Iterator[Name]:
@@ -96,13 +113,53 @@ def names_of(ids: Sequence[int], grammar: str | None, encoder: Encoder) -> Itera
         if leaf.type.endswith("identifier") and leaf.text is not None:
             first = int(np.searchsorted(ends, begin + leaf.start_byte, side="right"))
             reaching, past = (int(np.searchsorted(ends, begin + leaf.end_byte, side)) for side in ("left", "right"))
-            yield Name(first, max(reaching, past - 1), leaf.text not in seen)
+            yield Name(first, max(reaching, past - 1), leaf.text not in seen, leaf.start_byte, leaf.end_byte)
             seen.add(leaf.text)
 
 
-def _marked(
-    file: int, base: Guesses, tuned: Guesses, held_out: HeldOut, encoder: Encoder
-) -> Iterator[tuple[int, Name, tuple[bool, bool]]]:
+Marked = tuple[int, Name, tuple[bool, bool]]
+"""Number of a file, one of its names, and whether base and tuned model guess it."""
+
+
+def _excerpts(names: Sequence[Marked], held_out: HeldOut, encoder: Encoder) -> Iterator[Excerpt]:
+    """Yields the lines with most names of some files, in an order that depends on their paths alone."""
+    of_file: dict[int, list[Marked]] = defaultdict(list)
+    for name in names:
+        of_file[name[0]].append(name)
+    chosen = sorted(of_file, key=lambda file: _rank(held_out.files[file].path))
+    telling = (file for file in chosen if len(of_file[file]) >= _FEWEST_NAMES)
+    for file in itertools.islice(telling, EXCERPTS):
+        ids = held_out.tokens[held_out.offsets[file] : held_out.offsets[file + 1]].tolist()
+        source = encoder.text_of(ids).encode("utf-8", "replace")
+        lines = [0, *(match.end() for match in re.finditer(rb"\n", source))]
+        "First byte of each line."
+        on_line = np.searchsorted(lines, [name.start for _, name, _ in of_file[file]], side="right") - 1
+        counts = np.bincount(on_line, minlength=len(lines))
+        held = np.convolve(counts, np.ones(_LINES, dtype=np.int64))[_LINES - 1 :]
+        "Names on a line and those that follow it in an excerpt."
+        first = int(held.argmax())
+        begin, end = lines[first], lines[first + _LINES] if first + _LINES < len(lines) else len(source)
+        yield Excerpt(
+            file=held_out.files[file].path,
+            text=source[begin:end].decode("utf-8", "replace").rstrip("\n"),
+            names=tuple(
+                GuessedName(
+                    start=len(source[begin : name.start].decode("utf-8", "replace")),
+                    stop=len(source[begin : name.stop].decode("utf-8", "replace")),
+                    base=base,
+                    tuned=tuned,
+                )
+                for _, name, (base, tuned) in of_file[file]
+                if begin <= name.start and name.stop <= end
+            ),
+        )
+
+
+def _rank(path: str) -> bytes:
+    return hashlib.blake2b(path.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def _marked(file: int, base: Guesses, tuned: Guesses, held_out: HeldOut, encoder: Encoder) -> Iterator[Marked]:
     """Yields the names of one file whose tokens were all scored, and whether base and tuned model guess them."""
     start, stop = held_out.offsets[file : file + 2].tolist()
     low, high = np.searchsorted(base.places, [start, stop]).tolist()

@@ -18,7 +18,7 @@ from engine.evaluation.held_out import HeldOut
 from engine.evaluation.intervals import FEWEST
 from engine.evaluation.kept_scores import ASKED, PLAIN, Measured, Requests
 from engine.evaluation.lines import choose_lines
-from engine.evaluation.result import ASKED_TASK, Evaluation, TaskResult, samples_of, task_result
+from engine.evaluation.result import ASKED_TASK, Evaluation, Excerpt, TaskResult, samples_of, task_result
 from engine.evaluation.retrieval import RepositoryPrompts
 from engine.evaluation.tally import LossTally, by_language, by_position, overall, tally_losses
 from engine.evaluation.tasks import Before, Task, ask, complete, tasks_of
@@ -146,6 +146,7 @@ def evaluate_pair(
         progress(1, 1, "base model, scored in an earlier evaluation")
     tuned = measure(pair.tuned(), "tuned model", base=False)
     row = overall(base.tally, tuned.tally)
+    guessed, excerpts = _guessed(base.tally, tuned.tally, held_out, encoder)
     return Evaluation(
         run=subject.run,
         model=subject.model,
@@ -158,10 +159,11 @@ def evaluate_pair(
         perplexity=row,
         by_language=tuple(by_language(base.tally, tuned.tally, held_out)),
         by_position=tuple(by_position(base.tally, tuned.tally)),
-        tasks=(*_guessed(base.tally, tuned.tally, held_out, encoder), *_tasks(base, tuned)),
+        tasks=(*guessed, *_tasks(base, tuned)),
         samples=samples_of(functions, base.written["completion", PLAIN], tuned.written["completion", PLAIN])
         if functions
         else (),
+        excerpts=excerpts,
         arms=tuple(_compared(base, tuned)),
         general=() if base.general is None or tuned.general is None else general_rows(base.general, tuned.general),
         notes=tuple(_notes(functions, settings, row.files)),
@@ -178,9 +180,12 @@ def _arms(near: RepositoryPrompts | None, task: Task, *, base: bool) -> dict[str
     return arms
 
 
-def _guessed(base: LossTally, tuned: LossTally, held_out: HeldOut, encoder: Encoder) -> Iterator[TaskResult]:
-    if base.guesses is not None and tuned.guesses is not None:
-        yield from mark_guesses(base.guesses, tuned.guesses, held_out, encoder)
+def _guessed(
+    base: LossTally, tuned: LossTally, held_out: HeldOut, encoder: Encoder
+) -> tuple[tuple[TaskResult, ...], tuple[Excerpt, ...]]:
+    if base.guesses is None or tuned.guesses is None:
+        return (), ()
+    return mark_guesses(base.guesses, tuned.guesses, held_out, encoder)
 
 
 def _tasks(base: Measured, tuned: Measured) -> Iterator[TaskResult]:

@@ -109,6 +109,7 @@ def render_report(report: RunReport, pictures: frozenset[str] = frozenset()) -> 
         "## Settings",
         table(_setting_rows(report)),
         *_recoveries(report.progress.recoveries),
+        *([] if report.evaluation is None else report_sections.excerpts(report.evaluation.excerpts)),
         *([] if report.evaluation is None else report_sections.samples(report.evaluation.samples)),
         "## Using the result",
         _usage(report),

@@ -23,7 +23,7 @@ from engine.steps.held_out_loss import perplexity
 
 if TYPE_CHECKING:
     from engine.evaluation.projection import Projection, Score
-    from engine.evaluation.result import Evaluation, Sample
+    from engine.evaluation.result import Evaluation, Excerpt, Sample
 
 _HEAD = ("", "base", "tuned", "difference", "95% interval", "over")
 _SHOWN = 3
@@ -82,6 +82,26 @@ def guesses(evaluation: Evaluation) -> Iterator[str]:
             "the true text before it. New names stand in their file for the first time: to know them takes more than "
             "to repeat what is above."
         )
+
+
+def excerpts(found: Sequence[Excerpt]) -> Iterator[str]:
+    """Renders lines of held-out files, and which of their names each model guesses."""
+    if not found:
+        return
+    yield "## Names in files that it never saw"
+    yield (
+        "The lines with most names of the first files in a fixed random order, whatever came out, and the names that "
+        "one of the models alone would have written next."
+    )
+    for excerpt in found:
+        yield f"### {code(excerpt.file)}"
+        yield code_block(excerpt.text)
+        rows = []
+        for who, base, tuned in (("both", True, True), ("tuned alone", False, True), ("base alone", True, False)):
+            names = [name for name in excerpt.names if (name.base, name.tuned) == (base, tuned)]
+            shown = "" if who == "both" else ", ".join(code(excerpt.text[name.start : name.stop]) for name in names)
+            rows.append((who, f"{len(names)} of {len(excerpt.names)}", shown))
+        yield table(rows, ("guessed by", "names", ""))
 
 
 def functions(evaluation: Evaluation, pictures: Sequence[str]) -> Iterator[str]:

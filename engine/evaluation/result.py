@@ -66,6 +66,26 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuessedName:
+    """A name in an excerpt, by its characters, and which models guess it behind the text before."""
+
+    start: int
+    stop: int
+    base: bool
+    tuned: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Excerpt:
+    """Some lines of a held-out file with their names. Untrusted text."""
+
+    file: str
+    text: str
+    names: tuple[GuessedName, ...]
+    "Those all of whose tokens were scored, in their order."
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Measurements of a base model and the tuned one."""
 
@@ -84,6 +104,7 @@ class Evaluation:
     by_position: tuple[PerplexityRow, ...]
     tasks: tuple[TaskResult, ...] = ()
     samples: tuple[Sample, ...] = ()
+    excerpts: tuple[Excerpt, ...] = ()
     arms: tuple[TaskResult, ...] = ()
     "Other ways to answer the same requests, each against the plain base model."
     general: tuple[PerplexityRow, ...] = ()

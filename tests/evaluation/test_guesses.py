@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json.decoder
 import json.encoder
 import json.scanner
 import re
@@ -132,7 +133,7 @@ def test_a_guessed_name_is_what_transformers_writes(model):
         hits.append(re.match(re.escape(truth) + r"(?![\w$])", rest) is not None)
         if name.new:
             new_hits.append(hits[-1])
-    tokens, names = mark_guesses(tally.guesses, tally.guesses, held_out, ENCODER)
+    (tokens, names), _ = mark_guesses(tally.guesses, tally.guesses, held_out, ENCODER)
     assert tokens.functions == scored
     assert tokens.rows[0].base == pytest.approx(tokens_right / scored)
     assert names.functions == len(hits) > 100
@@ -146,7 +147,7 @@ def test_intervals_resample_files_and_models_are_told_apart():
     places = np.arange(1, len(held_out.tokens))
     truth = held_out.tokens[places].astype(np.int64)
     wrong = Guesses(places, (truth + 1) % ENCODER.vocabulary)
-    tokens, names = mark_guesses(wrong, Guesses(places, truth), held_out, ENCODER)
+    (tokens, names), _ = mark_guesses(wrong, Guesses(places, truth), held_out, ENCODER)
     for row in (*tokens.rows, *names.rows):
         assert (row.base, row.tuned, row.difference) == (0.0, 1.0, 1.0)
         assert (row.difference_interval.low, row.difference_interval.high) == (1.0, 1.0)
@@ -154,7 +155,7 @@ def test_intervals_resample_files_and_models_are_told_apart():
     assert names.rows[1].functions == 8 * 3
     one = held_out_of(texts[:1])
     places = np.arange(1, len(one.tokens))
-    few, _ = mark_guesses(*[Guesses(places, one.tokens[places].astype(np.int64))] * 2, one, ENCODER)
+    (few, _), _ = mark_guesses(*[Guesses(places, one.tokens[places].astype(np.int64))] * 2, one, ENCODER)
     assert few.rows[0].difference_interval is None
 
 
@@ -167,5 +168,45 @@ def test_a_guess_that_goes_on_with_the_name_is_another_name():
     for guess, right in (("_", False), ("s", False), ("1", False), (" ", True), ("(", True), (".", True)):
         [[token]] = [ENCODER.tokenizer.encode(guess, add_special_tokens=False).ids]
         longer[name.last] = token  # predicted behind the name
-        _, names = mark_guesses(*[Guesses(places, longer)] * 2, held_out, ENCODER)
+        (_, names), _ = mark_guesses(*[Guesses(places, longer)] * 2, held_out, ENCODER)
         assert names.rows[0].base == right, guess
+
+
+def excerpts_of(held_out, likeliest):
+    places = np.arange(1, len(held_out.tokens))
+    truth = held_out.tokens[places].astype(np.int64)
+    return mark_guesses(Guesses(places, likeliest(truth)), Guesses(places, truth), held_out, ENCODER)[1]
+
+
+def test_excerpts_mark_the_names_of_their_lines():
+    long = "".join(f"größe_{i} = beta_{i} + gamma  # ключ\n" if i % 2 else f"x{i} = 1\n" for i in range(40))
+    texts = [inspect.getsource(json.scanner), long, "few = names\n"]
+    held_out = held_out_of(texts)
+    found = excerpts_of(held_out, lambda truth: (truth + 1) % ENCODER.vocabulary)
+    assert sorted(one.file for one in found) == ["f0.py", "f1.py"]
+    for excerpt in found:
+        text = texts[int(excerpt.file[1])]
+        assert excerpt.text in text
+        assert excerpt.text.count("\n") < 12
+        begin = text.index(excerpt.text)
+        expected = [
+            (match.start() - begin, match.group())
+            for match in re.finditer(r"(?<![\w'\"])[^\W\d]\w*", text)
+            if begin <= match.start() < begin + len(excerpt.text)
+        ]
+        marked = [(name.start, excerpt.text[name.start : name.stop]) for name in excerpt.names]
+        assert set(marked) <= set(expected)
+        assert len(marked) >= 12
+        assert all(name.tuned and not name.base for name in excerpt.names)
+
+
+def test_what_is_shown_does_not_depend_on_what_was_guessed():
+    held_out = held_out_of([inspect.getsource(module) for module in (json.scanner, json.encoder, json.decoder)])
+    draw = np.random.default_rng(0)
+    shown = [
+        excerpts_of(held_out, likeliest)
+        for likeliest in (lambda truth: truth, lambda truth: draw.permutation(truth), lambda truth: 0 * truth)
+    ]
+    kept = [[(one.file, one.text, [(n.start, n.stop) for n in one.names]) for one in found] for found in shown]
+    assert kept[0] == kept[1] == kept[2]
+    assert len(kept[0]) == 3

@@ -9,6 +9,7 @@ import pytest
 from elite_tui.runs.files import read_plan
 from elite_tui.runs.finish_line import finish_line
 from elite_tui.runs.function_diffs import function_diffs
+from elite_tui.runs.name_excerpt import name_excerpt
 from elite_tui.runs.report import Sample, read_report
 from elite_tui.runs.result_panels import change_words, compile_rate, names_guessed
 from elite_tui.runs.view import RunView
@@ -133,6 +134,48 @@ def test_guessed_names_stand_beside_what_chance_explains(tmp_path):
     for bad in ({"base": 25}, {"tuned": None}, {"name": "else"}):
         (tmp_path / "evaluation.json").write_text(json.dumps(evaluation(0.1, **bad)))
         assert names_guessed(read_report(tmp_path), 60) == []
+
+
+def names(*spans):
+    return [{"start": start, "stop": stop, "base": base, "tuned": tuned} for start, stop, base, tuned in spans]
+
+
+def test_an_excerpt_shows_who_guesses_which_name(tmp_path):
+    text = "a = \x1b[31mbad\tc\n\nend"
+    entry = {"file": "x\x07.py", "text": text, "names": names((0, 1, False, True), (15, 18, True, True))}
+    (tmp_path / "evaluation.json").write_text(json.dumps({**EVALUATION, "excerpts": [entry]}))
+    [found] = read_report(tmp_path).excerpts
+    for width in (20, 60, 200):
+        lines = name_excerpt(found, width)
+        assert all(len(line.plain) <= width for line in lines)
+        shown = "".join(line.plain for line in lines)
+        assert "\x1b" not in shown
+        assert "\x07" not in shown
+        assert "fine-tuned alone: 1" in shown.replace("  ", " ")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        3,
+        [3],
+        [{}],
+        [{"text": "a b", "names": 3}],
+        [{"text": "a b", "names": names((0, 9, True, True))}],
+        [{"text": "a b", "names": names((-1, 1, True, True), (1, 1, True, True), ("0", 1, True, True))}],
+        [{"text": 7, "names": names((0, 1, True, True))}],
+    ],
+)
+def test_excerpts_of_any_kind_are_read(tmp_path, bad):
+    (tmp_path / "evaluation.json").write_text(json.dumps({**EVALUATION, "excerpts": bad}))
+    assert read_report(tmp_path).excerpts == ()
+
+
+def test_names_of_an_excerpt_that_overlap_are_left_out(tmp_path):
+    entry = {"text": "abc def", "names": names((0, 3, True, True), (2, 5, True, True), (4, 7, 1, True))}
+    (tmp_path / "evaluation.json").write_text(json.dumps({**EVALUATION, "excerpts": [entry]}))
+    assert read_report(tmp_path).excerpts[0].names == ((0, 3, True, True), (4, 7, False, True))
 
 
 def test_a_plan_is_read_with_care(tmp_path):

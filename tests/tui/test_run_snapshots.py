@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from textual.widgets import TextArea
 
 from elite_tui.runs.comparison import ComparedRun, Comparison, Row
 from elite_tui.runs.files import PlannedRun
-from elite_tui.runs.report import RunReport, Sample, ScoredNames
+from elite_tui.runs.report import NamedLines, RunReport, Sample, ScoredNames
 from elite_tui.runs.view import RunView
 from elite_tui.screens.help import HelpScreen
 from elite_tui.state_part import StatePart
@@ -220,6 +222,15 @@ def result_of(report):
     return app, enter
 
 
+def named_lines():
+    """Names of some lines in turn: both, the fine-tuned model alone, neither, the base model alone."""
+    text = "def add(self, line: Line) -> None:\n    self.lines.append(line)\n    self.changed = True"
+    kinds = itertools.cycle([(True, True), (False, True), (False, False), (True, True), (False, True), (True, False)])
+    found = (match.span() for match in re.finditer(r"[A-Za-z]+", text) if match[0] not in ("def", "None", "True"))
+    names = tuple((*span, *kind) for span, kind in zip(found, kinds, strict=False))
+    return NamedLines(file="src/shop/cart.py", text=text, names=names)
+
+
 @sizes
 def test_result(look, size):
     report = RunReport(
@@ -228,6 +239,7 @@ def test_result(look, size):
         compile_rate_before=0.61,
         compile_rate_after=0.83,
         names=ScoredNames(before=0.31, after=0.38, by_chance=False),
+        excerpts=(named_lines(),),
         samples=SAMPLES,
         page=True,
         commands=frozenset({"export", "generate", "evaluate"}),
