@@ -23,7 +23,7 @@ import numpy.typing as npt
 from engine.data.syntax import grammar_name
 from engine.evaluation.functions import KINDS
 from engine.evaluation.intervals import Floats, Interval, bootstrap
-from engine.evaluation.parsing import leaves
+from engine.evaluation.parsing import is_name, leaves
 from engine.evaluation.result import Excerpt, GuessedName, MarkRow, TaskResult
 from engine.generation.text import TextStream
 
@@ -43,6 +43,8 @@ _FEWEST_NAMES = 12
 "Of a file that excerpts are taken of."
 _LARGEST_FILE = 400_000
 "Bytes."
+_BEFORE = 8
+"Tokens that the text of the next may depend on, and more."
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Name:
 
     first: int
     last: int
+    ends: bool
+    'Whether its last token ends with it: "__(" goes on behind the name `__init__`.'
     new: bool
     "Whether it stands in the file for the first time."
     start: int
@@ -98,22 +102,24 @@ def names_of(ids: Sequence[int], grammar: str | None, encoder: Encoder) -> Itera
     """
     if grammar not in KINDS or (encoder.fim is not None and encoder.fim.prefix in ids):
         return
+    if len(ids) > _LARGEST_FILE or len(encoder.decode(ids).encode("utf-8", "replace")) > _LARGEST_FILE:
+        return  # before its tokens are decoded one by one
     stream = TextStream(encoder.tokenizer)
     pieces = [b"" if token == encoder.end else stream.push(token).encode("utf-8", "replace") for token in ids]
     source = b"".join(pieces)
-    if len(source) > _LARGEST_FILE:
-        return
     sizes = np.array([len(piece) for piece in pieces])
-    # Of several tokens that make one character, only the last has a piece; all of them end with it.
-    ends = np.where(sizes > 0, sizes.cumsum(), len(source))
+    # Of several tokens that make one character, only the last has a piece; all of them end with it. Those behind the
+    # last piece, as the end token, are no part of a name that the file ends with.
+    ends = np.where(sizes > 0, sizes.cumsum(), len(source) + 1)
     ends = np.minimum.accumulate(ends[::-1])[::-1]
     begin = source.find(b"\n") + 1
     seen: set[bytes] = set()
     for leaf in leaves(source[begin:], grammar):
-        if leaf.type.endswith("identifier") and leaf.text is not None:
+        if is_name(leaf) and leaf.text is not None:
             first = int(np.searchsorted(ends, begin + leaf.start_byte, side="right"))
             reaching, past = (int(np.searchsorted(ends, begin + leaf.end_byte, side)) for side in ("left", "right"))
-            yield Name(first, max(reaching, past - 1), leaf.text not in seen, leaf.start_byte, leaf.end_byte)
+            of_name = first, max(reaching, past - 1)
+            yield Name(*of_name, past > reaching, leaf.text not in seen, leaf.start_byte, leaf.end_byte)
             seen.add(leaf.text)
 
 
@@ -173,20 +179,22 @@ def _marked(file: int, base: Guesses, tuned: Guesses, held_out: HeldOut, encoder
         if (guesses[0, of_name] < 0).any():
             continue
 
-        def guessed(model: int, of_name: slice = of_name, behind: int = behind) -> bool:
+        def guessed(model: int, name: Name = name, of_name: slice = of_name, behind: int = behind) -> bool:
             if not right[model, of_name].all():
                 return False
-            if behind == len(ids) or right[model, behind] or guesses[model, behind] < 0:
+            if not name.ends or behind == len(ids) or right[model, behind] or guesses[model, behind] < 0:
                 return True
-            return not _goes_on(encoder, ids[:behind], int(guesses[model, behind]))
+            return not _goes_on(encoder, ids[max(0, behind - _BEFORE) : behind], int(guesses[model, behind]))
 
         yield file, name, (guessed(0), guessed(1))
 
 
 def _goes_on(encoder: Encoder, ids: Sequence[int], guess: int) -> bool:
-    """Whether a token behind a name makes it longer."""
+    """Whether a token behind a name makes it longer. A letter's first bytes do: no other sign adjoins a name so."""
+    if encoder.decode([guess]).endswith("\ufffd"):
+        return True
     begin = TextStream(encoder.tokenizer, ids).push(guess)[:1]
-    return begin.isalnum() or begin in ("_", "$")
+    return begin == "$" or (begin != "" and f"_{begin}".isidentifier())
 
 
 def _row(mark: str, files: npt.NDArray[np.int64], right: npt.NDArray[np.bool_]) -> MarkRow:

@@ -24,6 +24,11 @@ def leaves(source: bytes, grammar: str) -> Iterator[Node]:
             yield node
 
 
+def is_name(leaf: Node) -> bool:
+    """Whether a leaf is an identifier; JavaScript's grammar has a `shorthand_property_identifier_pattern` too."""
+    return leaf.type.removesuffix("_pattern").endswith("identifier")
+
+
 def parses(text: str, grammar: str) -> bool:
     """Whether a whole file is well formed: its tree has no ERROR and no MISSING node; Python must also compile.
 
@@ -53,6 +58,4 @@ def has_code(text: str, grammar: str) -> bool:
 def identifiers(text: str, grammar: str) -> frozenset[str]:
     """Returns the names that a piece of code uses, whether or not it parses."""
     found = leaves(text.encode("utf-8", "replace"), grammar)
-    return frozenset(
-        leaf.text.decode("utf-8", "replace") for leaf in found if leaf.text and leaf.type.endswith("identifier")
-    )
+    return frozenset(leaf.text.decode("utf-8", "replace") for leaf in found if leaf.text and is_name(leaf))
