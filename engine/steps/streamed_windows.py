@@ -127,12 +127,12 @@ class StreamedWindows:
 
     def token_scores(self, window: Window) -> TokenScores:
         """See ScoringStep."""
-        found, predicted = self._evaluated(window), len(window) - 1
+        found, predicted = self._evaluated(window, guesses=True), len(window) - 1
         assert found.token_losses is not None
         assert found.likeliest is not None
         return TokenScores(found.token_losses.numpy()[:predicted], found.likeliest.numpy()[:predicted])
 
-    def _evaluated(self, window: Window) -> StepOutcome:
+    def _evaluated(self, window: Window, *, guesses: bool = False) -> StepOutcome:
         whole = filled(window, self._fill_up_to)
         labels = labels_of(window, len(whole))
         with self._mode.evaluating():
@@ -141,6 +141,7 @@ class StreamedWindows:
                 labels=labels,
                 coefficients=coefficients_of(window, len(whole)),
                 document_starts=whole.starts,
+                guesses=guesses,
             )
 
     def close(self) -> None:

@@ -215,7 +215,7 @@ class WholeSequenceStep:
         with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs:
             with self._autocast():
                 hidden = self._hidden(inputs)
-                losses, _ = token_losses(
+                losses = token_losses(
                     hidden, inputs.labels, self._head, piece=piece_of(self._head), labelled=inputs.labelled
                 )
             factors = inputs.coefficients
@@ -225,8 +225,14 @@ class WholeSequenceStep:
         """See ScoringStep."""
         with self._mode.evaluating(), torch.no_grad(), self._attending(window) as inputs, self._autocast():
             hidden = self._hidden(inputs)
-            losses, likeliest = token_losses(
-                hidden, inputs.labels, self._head, piece=piece_of(self._head), labelled=inputs.labelled
+            likeliest = torch.zeros_like(inputs.labels)
+            losses = token_losses(
+                hidden,
+                inputs.labels,
+                self._head,
+                piece=piece_of(self._head),
+                labelled=inputs.labelled,
+                likeliest=likeliest,
             )
         predicted = len(window) - 1
         return TokenScores(losses[:predicted].float().cpu().numpy(), likeliest[:predicted].cpu().numpy())

@@ -104,24 +104,33 @@ def loss_and_gradient(
 
 
 def token_losses(
-    hidden: Tensor, labels: Tensor, head: nn.Module, *, piece: int, labelled: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Computes the cross-entropy of each token of a tile, in nats, and the token that is likeliest in its place.
+    hidden: Tensor,
+    labels: Tensor,
+    head: nn.Module,
+    *,
+    piece: int,
+    labelled: Tensor | None = None,
+    likeliest: Tensor | None = None,
+) -> Tensor:
+    """Computes the cross-entropy of each token of a tile, in nats, 0 where IGNORED.
 
-    Arguments are those of `loss_and_gradient`.
+    Arguments are those of `loss_and_gradient`, and
+
+    Args:
+        likeliest: Takes the tokens that are likeliest in their places, (tokens,), int64, which mean nothing where
+            IGNORED. None: they are not computed, since they take up to half the time of the head's product.
 
     Returns:
-        The losses, (tokens,), fp32 or wider, 0 where IGNORED; the likeliest tokens, (tokens,), int64, which mean
-        nothing there.
+        (tokens,), fp32 or wider.
     """
     losses = torch.zeros(hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-    likeliest = torch.zeros(hidden.shape[0], dtype=torch.int64, device=hidden.device)
     for part in _chunks(hidden.shape[0], piece, labelled):
         logits = head(hidden[part])
-        likeliest[part] = logits.argmax(-1)
+        if likeliest is not None:
+            likeliest[part] = logits.argmax(-1)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses[part] = F.cross_entropy(wide, labels[part], ignore_index=IGNORED, reduction="none").to(losses.dtype)
-    return losses, likeliest
+    return losses
 
 
 def labelled_positions(labels: Tensor) -> Tensor | None:

@@ -44,6 +44,7 @@ class StepRequest:
     boundary: Callable[[BackwardPoint], None] | None = None
     resumed: BackwardPoint | None = None
     balanced: int | None = None
+    guesses: bool = False
 
     @property
     def context(self) -> int:
@@ -99,8 +100,9 @@ class SequenceRun:
             self.divisor = float(given.to(is_predicted.device)[is_predicted].double().sum())
         self.loss_sum: float | Tensor = 0.0
         self.token_losses: list[Tensor] = []
-        self.likeliest: list[Tensor] = []
         "Losses of each tile's tokens, (tile,); only for a step without gradients."
+        self.guesses, self.likeliest = request.guesses, list[Tensor]()
+        "The likeliest tokens in their places, (tile,); only for one that is asked for them."
         self.generator = torch.empty(0, dtype=torch.uint8)
         "State of torch's CPU generator after the seed was drawn."
         self.stage, self._total, self._done = "preparation", 0, 0

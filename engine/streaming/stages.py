@@ -89,14 +89,20 @@ class AllTiles:
                 hidden.prefetch(top, tile + 1)
             labels = run.labels(tile)
             if scale is None:
+                if run.guesses:
+                    run.likeliest.append(torch.zeros_like(labels))
                 with torch.no_grad():
-                    of_tokens, likeliest = token_losses(
-                        decoder.final_norm(x)[0], labels, decoder.head, piece=chunk, labelled=run.labelled(tile)
+                    of_tokens = token_losses(
+                        decoder.final_norm(x)[0],
+                        labels,
+                        decoder.head,
+                        piece=chunk,
+                        labelled=run.labelled(tile),
+                        likeliest=run.likeliest[-1] if run.guesses else None,
                     )
                 factors = run.coefficients(tile)
                 loss = (of_tokens if factors is None else of_tokens * factors).sum(dtype=torch.float64)
                 run.token_losses.append(of_tokens)
-                run.likeliest.append(likeliest)
             else:
                 normed = decoder.final_norm(x)
                 loss, gradient = loss_and_gradient(

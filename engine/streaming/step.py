@@ -48,7 +48,7 @@ class StepOutcome:
     token_losses: Tensor | None = None
     "From `evaluate`: cross-entropy at each position, (context,), on the host, fp32; 0 where nothing is predicted."
     likeliest: Tensor | None = None
-    "From `evaluate`: the token that is likeliest to come next at each position, (context,), on the host, int64."
+    "From `evaluate` with `guesses`: the likeliest next token at each position, (context,), on the host, int64."
 
 
 class StreamedStep:
@@ -160,10 +160,11 @@ class StreamedStep:
         document_starts: Sequence[int] = (0,),
         progress: Callable[[TileProgress], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
+        guesses: bool = False,
     ) -> StepOutcome:
         """Computes the loss of one sequence, (context,), and of each of its tokens, without a gradient.
 
-        Arguments and errors are those of `run`.
+        Arguments and errors are those of `run`; with `guesses` the likeliest tokens are found too.
         """
         request = StepRequest(
             token_ids=token_ids,
@@ -172,6 +173,7 @@ class StreamedStep:
             document_starts=document_starts,
             progress=progress,
             cancelled=cancelled,
+            guesses=guesses,
         )
         return self._run(*self._begin(request), scale=None)
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import patterned_windows, tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.config import LoraSection
 from engine.data.store import FileEntry
@@ -54,6 +55,40 @@ def test_both_ways_score_each_token_the_same(tmp_path):
     np.testing.assert_allclose(scores.losses, by_whole, rtol=1e-3, atol=1e-4)
     np.testing.assert_array_equal(scores.likeliest[predicted], likeliest[predicted])
     streamed.close()
+
+
+class Operations(TorchDispatchMode):
+    """Records the names of what torch computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["whole", "streamed"])
+def test_only_scores_pay_for_the_likeliest_tokens(way, tmp_path):
+    model = tiny_model()
+    step = (
+        WholeSequenceStep(model, recompute=False)
+        if way == "whole"
+        else StreamedWindows(
+            AdapterTuning(attach_adapter(model, LoraSection(rank=4), seed=0)),
+            StreamPlan(tile=16, key_block=32),
+            device=torch.device("cpu"),
+            spill_directory=tmp_path,
+        )
+    )
+    with Operations() as loss:
+        step.loss(packed_window())
+    with Operations() as scores:
+        step.token_scores(packed_window())
+    assert "argmax" not in loss.names
+    assert "argmax" in scores.names
+    step.close()
 
 
 def held_out_of(lengths, languages, context=64):
