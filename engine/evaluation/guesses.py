@@ -102,11 +102,16 @@ def names_of(ids: Sequence[int], grammar: str | None, encoder: Encoder) -> Itera
     """
     if grammar not in KINDS or (encoder.fim is not None and encoder.fim.prefix in ids):
         return
-    if len(ids) > _LARGEST_FILE or len(encoder.decode(ids).encode("utf-8", "replace")) > _LARGEST_FILE:
+    if len(ids) > _LARGEST_FILE:
+        return
+    text = encoder.decode([token for token in ids if token != encoder.end]).encode("utf-8", "replace")
+    if len(text) > _LARGEST_FILE:
         return  # before its tokens are decoded one by one
     stream = TextStream(encoder.tokenizer)
     pieces = [b"" if token == encoder.end else stream.push(token).encode("utf-8", "replace") for token in ids]
     source = b"".join(pieces)
+    if not text.startswith(source):
+        return  # a run of U+FFFD looks like bytes of no character: their places are not known
     sizes = np.array([len(piece) for piece in pieces])
     # Of several tokens that make one character, only the last has a piece; all of them end with it. Those behind the
     # last piece, as the end token, are no part of a name that the file ends with.

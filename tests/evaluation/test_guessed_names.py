@@ -12,6 +12,7 @@ import tokenize
 
 import numpy as np
 import pytest
+from support.tokenizer_kinds import KINDS
 
 from engine.data.store import FileEntry
 from engine.data.windows import Windows
@@ -19,7 +20,7 @@ from engine.evaluation.guesses import mark_guesses, names_of
 from engine.evaluation.held_out import HeldOut
 from engine.evaluation.parsing import identifiers
 from engine.evaluation.tally import Guesses
-from engine.tokenization.encoder import demo_encoder
+from engine.tokenization.encoder import Encoder, demo_encoder
 
 ENCODER = demo_encoder()
 
@@ -133,6 +134,32 @@ def test_marks_are_those_of_the_definition(module, ending):
     assert tokens.rows[0].base == pytest.approx(np.mean(guesses[1:] == ids[1:]))
     assert [row.functions for row in names.rows] == [len(hits), sum(new)]
     assert [row.base for row in names.rows] == pytest.approx([np.mean(hits), np.mean(np.array(hits)[new])])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffaa = bb\r\ncc = aa\r\n",
+        "aa = '\ufffd'  # \ufffd\ufffd\ufffd\ufffd\ncc = bb\n",
+        "s = '\U0001f469\u200d\U0001f469' + bb\naa = '<|endoftext|></s>'\ncc = s\n",
+        "aa = bb\n# \ufffd",
+        "aa = 'größe' + größe2\ncc",
+        "x",
+        "",
+    ],
+)
+def test_places_of_names_are_those_in_the_text_of_their_file(kind, text):
+    encoder = Encoder(KINDS[kind]())
+    [ids] = encoder.encode_documents([("f.py", text)])
+    source = encoder.text_of(ids.tolist()).encode()
+    found = list(names_of(ids.tolist(), "Python", encoder))
+    for name in found:
+        shown = source[name.start : name.stop].decode()
+        assert shown.isidentifier()
+        assert shown in encoder.decode(ids[name.first : name.last + 1].tolist())
+        assert encoder.end not in ids[name.first : name.last + 1]
+    assert found or not text or "\ufffd\ufffd\ufffd" in text
 
 
 def token(text):
