@@ -241,11 +241,22 @@ def _sparing(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _streamed(setting: _Setting, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[Candidate]:
+    """Yields plans of the usual grains, and of shorter blocks where none of them fits and a kernel repeats the keys."""
+    work, fits = setting.work, False
+    for candidate in _of_grains(setting, weights, fixed, _grains(work.context, fixed, _GRAINS)):
+        fits |= candidate.fits
+        yield candidate
+    if not fits and work.backend == "efficient" and work.spec.heads != work.spec.kv_heads:
+        yield from _of_grains(setting, weights, fixed, _grains(work.context, fixed, [_SHORT_BLOCKS]))
+
+
+def _of_grains(
+    setting: _Setting, weights: BaseWeights, fixed: Mapping[str, Any], usable: Sequence[Grain]
+) -> Iterator[Candidate]:
     def candidate(plan: StreamPlan) -> Candidate:
         return Candidate(setting=setting, weights=weights, stream=plan)
 
     work = setting.work
-    usable = _grains(work, fixed)
     on_device: dict[tuple[object, ...], _OnDevice] = {}
     fitting: dict[tuple[object, ...], list[Homes]] = {}
     unlimited: dict[tuple[object, ...], list[Homes]] = {}  # those that are computed as if the device were larger
@@ -330,11 +341,10 @@ def _kept_layers(setting: _Setting, plan: StreamPlan) -> int | None:
     return fit or None
 
 
-def _grains(work: Workload, fixed: Mapping[str, Any]) -> list[Grain]:
-    """Lists the grains that differ for a workload's context, coarsest first."""
-    context, grains = work.context, []
-    repeats = work.backend == "efficient" and work.spec.heads != work.spec.kv_heads
-    for usual_tile, usual_block, loss_piece in (*_GRAINS, *([_SHORT_BLOCKS] if repeats else [])):
+def _grains(context: int, fixed: Mapping[str, Any], usual: Sequence[Grain]) -> list[Grain]:
+    """Lists the grains that differ for a context, coarsest first."""
+    grains = []
+    for usual_tile, usual_block, loss_piece in usual:
         tile = fixed.get("tile", min(usual_tile, fixed.get("key_block", usual_tile)))
         key_block = fixed.get("key_block", max(usual_block, tile))
         grains.append((tile, key_block, fixed.get("loss_piece", loss_piece)))
