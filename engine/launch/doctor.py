@@ -31,6 +31,7 @@ from engine.models.folder import open_folder
 from engine.plan.choice import Choice, choose_plan
 from engine.quantities import format_bytes, format_seconds
 from engine.runs.run_directory import check_output
+from engine.runs.run_index import STATE_VARIABLE, check_index, state_directory
 from engine.runs.versions import library_checks
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Check:
 NAMES = (
     "repository",
     "output folder",
+    "list of runs",
     "clock",
     "model",
     "plan",
@@ -94,6 +96,7 @@ def examine(config: RunConfig, *, probe: bool = True) -> Iterator[Check]:
     yield row
     writable = _output(output)
     yield writable
+    yield _list_of_runs()
     yield _clock(output) if writable.status == "passed" else _skip("clock", "the output folder cannot be written")
     machine = take_inventory(output)
     spec, row = _model(config)
@@ -143,6 +146,22 @@ def _output(output: Path) -> Check:
     except EliteError as error:
         return _refusal("output folder", error)
     return Check(name="output folder", status="passed", text=f"{output} can be written")
+
+
+def _list_of_runs() -> Check:
+    """Checks this user's own folder, which is not the output folder: a home may be read-only."""
+    name, folder = "list of runs", state_directory()
+    try:
+        check_index()
+    except OSError as error:
+        return Check(
+            name=name,
+            status="warning",
+            text=f"{folder} cannot be written ({error.strerror or error}): runs work, but `engine runs` does not list "
+            "them, and what this program logs of itself is lost",
+            remedy=f"set {STATE_VARIABLE} to a folder that can be written, or name each run by its path",
+        )
+    return Check(name=name, status="passed", text=f"{folder} can be written")
 
 
 def _clock(output: Path) -> Check:

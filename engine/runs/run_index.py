@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,23 @@ def remember_output(output: Path) -> None:
     # One short append per folder, so that two runs that start together cannot lose each other's line.
     with index.open("a", encoding="utf-8") as file:
         file.write(json.dumps(str(output)) + "\n")
+
+
+def check_index() -> None:
+    """Checks by writing that an output folder can be added to the index; leaves nothing there.
+
+    Raises:
+        OSError: the index cannot be written.
+    """
+    index = _index_path()
+    if index.exists():
+        with index.open("ab"):
+            return
+    existing = index.parent
+    while not existing.exists():
+        existing = existing.parent
+    with tempfile.TemporaryFile(prefix=".elite-", dir=existing):
+        pass
 
 
 def known_outputs() -> list[Path]:

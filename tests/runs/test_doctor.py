@@ -22,6 +22,7 @@ from engine.launch import doctor, doctor_probe
 from engine.launch.doctor import NAMES, examine
 from engine.models.base_changes import BaseChanges
 from engine.models.catalogue import find_model
+from engine.runs.run_index import STATE_VARIABLE
 from engine.runs.versions import library_checks
 
 HERE = Path(__file__).parent
@@ -60,6 +61,27 @@ def test_rows_say_what_is_wrong_and_what_to_do(tmp_path):
     assert {name for name, row in rows.items() if row.status == "failed"} == {"repository", "output folder", "model"}
     assert all(row.remedy for row in rows.values() if row.status == "failed")
     assert rows["plan"].status == rows["clock"].status == "skipped"
+
+
+@pytest.mark.parametrize("damage", ["read-only home", "file in place of the folder", "folder in place of the index"])
+def test_runs_that_would_not_be_listed_are_a_warning(tmp_path, monkeypatch, damage):
+    state = tmp_path / "state"
+    if damage == "read-only home":
+        state = Path("/proc/state")  # refuses root as well
+    elif damage == "file in place of the folder":
+        state.write_text("")
+    else:
+        (state / "outputs.jsonl").mkdir(parents=True)
+    monkeypatch.setenv(STATE_VARIABLE, str(state))
+    rows = by_name(examine(configure(tmp_path), probe=False))
+    row = rows["list of runs"]
+    assert (row.status, rows["output folder"].status) == ("warning", "passed")
+    assert str(state) in row.text
+    assert STATE_VARIABLE in row.remedy
+    # What the remedy says makes it pass, and nothing is left behind.
+    monkeypatch.setenv(STATE_VARIABLE, str(tmp_path / "new"))
+    assert by_name(examine(configure(tmp_path), probe=False))["list of runs"].status == "passed"
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_disk_that_is_too_small_fails(tmp_path, monkeypatch):
