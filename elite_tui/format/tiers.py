@@ -15,7 +15,6 @@ from elite_tui.format.figures import (
     printable,
 )
 from elite_tui.format.layout import bar
-from engine.plan.recommendation import HIGHEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,9 +68,9 @@ def verdict(plan: TierPlan, table: TierTable) -> list[Content]:
         why = f"★ recommended for windows of one length: {printable(table.why)}"
         lines.append(Content.styled(why, "$text-accent"))
         if table.ceiling != plan.tier:
-            lines.append(Content.styled(f"▲ tier {table.ceiling} is {HIGHEST}", "$muted"))
+            lines.append(Content.styled(f"▲ tier {table.ceiling} is {table.why_ceiling}", "$muted"))
     elif plan.tier is not None and plan.tier == table.ceiling:
-        lines.append(Content.styled(f"▲ {HIGHEST}", "$muted"))
+        lines.append(Content.styled(f"▲ {table.why_ceiling}", "$muted"))
     if not plan.fits:
         lines.append(Content.assemble(("✗ does not fit: ", "$text-error"), plan.reason, (f"; {plan.remedy}", "$muted")))
     elif plan.reason:

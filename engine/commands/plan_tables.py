@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from engine.hardware.machine import Machine
 from engine.models.catalogue import ModelSpec
 from engine.plan.planner import TierPlan, TierTable, recommended_plan
-from engine.plan.recommendation import HIGHEST
 from engine.plan.request import PlanRequest
 from engine.plan.schedule import Addition, Schedule
 from engine.plan.search import HEADROOM, Budget
@@ -142,7 +141,7 @@ def tier_verdict(planning: PlanRequest, table: TierTable) -> str:
             f"epoch, {format_seconds(whole)} in all, start, scoring and saving included."
         )
     if table.ceiling != table.recommended:
-        text += f" `--tier max` takes tier {table.ceiling}, {HIGHEST}."
+        text += f" `--tier max` takes tier {table.ceiling}, {table.why_ceiling}."
     return text
 
 

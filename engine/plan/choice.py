@@ -16,7 +16,6 @@ from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import least_of, share_of
 from engine.plan.planner import TierPlan, TierTable, plan_context, recommended_plan, tier_table
-from engine.plan.recommendation import HIGHEST
 from engine.plan.request import PlanRequest, without_gpu
 from engine.plan.schedule import Schedule, given_stages, make_schedule
 from engine.plan.strategy import ranks_to_start
@@ -219,7 +218,7 @@ def _alike(planning: PlanRequest, row: TierPlan, note: str) -> Choice:
 
 def _best_context(planning: PlanRequest, table: TierTable, *, highest: bool) -> Choice:
     if highest and table.ceiling is not None:
-        return _alike(planning, table.row(table.ceiling), _reasoned(table.row(table.ceiling), HIGHEST))
+        return _alike(planning, table.row(table.ceiling), _reasoned(table.row(table.ceiling), table.why_ceiling))
     row, why = recommended_plan(planning, table)
     if row is None:
         lowest = table.tiers[0]

@@ -17,7 +17,7 @@ from engine.models.families import refuse
 from engine.models.spec import ModelSpec
 from engine.plan.ledger_lines import Place
 from engine.plan.memory import Part, StepMemory
-from engine.plan.recommendation import beyond_trained, ceiling_of, recommend, recommend_short
+from engine.plan.recommendation import beyond_trained, ceiling_of, recommend, recommend_short, why_ceiling
 from engine.plan.request import (
     PlanRequest,
     streaming_refusal,
@@ -113,6 +113,8 @@ class TierTable:
     "Why no higher tier is recommended."
     ceiling: int | None
     "Highest tier that fits within `patience` and is not above the smallest that holds the repository: `--tier max`."
+    why_ceiling: str
+    "Why it is no higher; empty where no tier is the ceiling."
     tiers: tuple[TierPlan, ...]
 
     def row(self, tier: int) -> TierPlan:
@@ -145,7 +147,13 @@ def tier_table(planning: PlanRequest) -> TierTable:
         plan_context(planning, tier.context, tier=tier.number, sees=tier.sees, extreme=tier.extreme) for tier in tiers()
     )
     best, why = recommend(planning, rows)
-    return TierTable(recommended=best.tier if best else None, why=why, ceiling=ceiling_of(rows), tiers=rows)
+    return TierTable(
+        recommended=best.tier if best else None,
+        why=why,
+        ceiling=ceiling_of(rows),
+        why_ceiling=why_ceiling(planning, rows),
+        tiers=rows,
+    )
 
 
 def recommended_plan(planning: PlanRequest, table: TierTable) -> tuple[TierPlan | None, str]:

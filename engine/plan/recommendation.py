@@ -17,9 +17,6 @@ from engine.quantities import counted, format_context, format_seconds
 if TYPE_CHECKING:
     from engine.plan.request import PlanRequest
 
-HIGHEST = "the highest that fits and the repository fills"
-
-
 class Row(Protocol):
     """What the rule asks of a row of the tier table (engine.plan.planner.TierPlan)."""
 
@@ -79,6 +76,17 @@ def ceiling_of(rows: Sequence[Row]) -> int | None:
     return best
 
 
+def why_ceiling(planning: PlanRequest, rows: Sequence[Row]) -> str:
+    """Says what ends the tiers that `--tier max` may take, for `ceiling_of(rows)`; empty where that is None."""
+    ceiling = ceiling_of(rows)
+    if ceiling is None:
+        return ""
+    higher = [row for row in rows if row.tier is not None and row.tier >= ceiling]
+    if higher[0].holds_repository:
+        return "the lowest that holds the whole repository"
+    return _in_time(planning) if any(row.fits for row in higher[1:]) else "the highest that fits"
+
+
 def recommend(planning: PlanRequest, rows: Sequence[_Row]) -> tuple[_Row | None, str]:
     """Chooses the tier of a run whose windows are all alike.
 
@@ -94,7 +102,7 @@ def recommend(planning: PlanRequest, rows: Sequence[_Row]) -> tuple[_Row | None,
     enough = [row for row in trained if row.steps_per_epoch is None or _updates(planning, row) >= LEAST_UPDATES]
     best = enough[-1] if enough else trained[0]
     if best is fitting[-1]:
-        return best, _why_the_ceiling(planning, best)
+        return best, why_ceiling(planning, rows)
     if best is trained[-1]:
         return best, _trained_length(planning.spec)
     passes = planning.training.passes
@@ -136,12 +144,6 @@ def recommend_short(planning: PlanRequest, rows: Sequence[_Row], lowest: Row) ->
 
 def _updates(planning: PlanRequest, row: Row) -> int:
     return max(1, round((row.steps_per_epoch or 1) * planning.training.passes))
-
-
-def _why_the_ceiling(planning: PlanRequest, row: Row) -> str:
-    if not planning.on_gpu and not row.holds_repository:
-        return _in_time(planning)
-    return HIGHEST
 
 
 def _trained_length(spec: ModelSpec) -> str:

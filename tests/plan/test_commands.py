@@ -72,10 +72,36 @@ def test_the_recommended_tier_ends_at_the_trained_length_and_the_highest_is_name
     monkeypatch.setenv("COLUMNS", "400")
     out = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "qwen2.5-coder-1.5b")[1]
     assert "Recommended: tier 4, whose sum `--tier 4` shows: qwen2.5-coder-1.5b was trained on 32K tokens" in out
-    assert "`--tier max` takes tier 10, the highest that fits and the repository fills." in out
+    assert "`--tier max` takes tier 10, limited so that a window takes up to 10h." in out  # tier 11 fits too
+    assert "repository" not in out
     out = run(capsys, "plan", "--hardware", "rtx-4090", "--model", "phi-2")[1]
     assert "Recommended: windows of 2,048 tokens: phi-2 was trained on 2K tokens" in out
     assert "`--tier max` takes tier" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "files", "said"),
+    [
+        (("--ram", "16", "--disk", "1"), 0, "the highest that fits"),
+        ((), 0, "limited so that a window takes up to 10h"),  # tier 11 fits
+        ((), 20, "the lowest that holds the whole repository"),
+    ],
+)
+def test_why_the_highest_tier_is_no_higher_is_what_the_table_shows(capsys, monkeypatch, tmp_path, options, files, said):
+    monkeypatch.setenv("COLUMNS", "400")
+    arguments = ["plan", "--hardware", "rtx-4090", "--model", "qwen2.5-coder-1.5b", *options]
+    for number in range(files):
+        (tmp_path / f"module_{number}.py").write_text(f"value_{number} = {number}\n" * 600)
+    if files:
+        arguments += ["--repo", str(tmp_path)]
+    out = run(capsys, *arguments)[1]
+    rows = json.loads(run(capsys, *arguments, "--json")[1])
+    ceiling = rows["ceiling"]
+    assert f"`--tier max` takes tier {ceiling}, {said}." in out
+    at, above = rows["tiers"][ceiling - 1], rows["tiers"][ceiling:]
+    holds = rows["repo_tokens"] is not None and at["context"] >= rows["repo_tokens"]
+    assert holds is ("repository" in said)
+    assert any(row["fits"] for row in above) is (said != "the highest that fits")
 
 
 def test_a_tier_that_does_not_fit_ends_with_3(capsys):

@@ -385,7 +385,7 @@ def machine_with_little_ram():
         (521_904, None, "58 updates in an epoch; longer windows would leave fewer than 30"),
         (40_000, None, "5 updates in an epoch, and longer windows would leave no more"),
         (40_000, 10.0, "updates in 10 epochs; longer windows would leave fewer than 30"),
-        (3_000, None, "the highest that fits and the repository fills"),
+        (3_000, None, "the lowest that holds the whole repository"),
         (None, None, "trained on 32K tokens"),
     ],
 )
@@ -396,8 +396,9 @@ def test_why_a_tier_is_recommended(tokens, epochs, said):
     why, *highest = map(str, verdict(table.row(table.recommended), table))
     assert said in why
     higher = table.ceiling != table.recommended
-    assert highest == ([f"▲ tier {table.ceiling} is the highest that fits and the repository fills"] if higher else [])
-    assert "the highest that fits" in str(verdict(table.row(table.ceiling), table)[0])
+    limit = "limited so that a window takes up to 10h" if tokens is None else "the lowest that holds the whole repository"
+    assert highest == ([f"▲ tier {table.ceiling} is {limit}"] if higher else [])
+    assert limit in str(verdict(table.row(table.ceiling), table)[0])
 
 
 def test_every_way_that_is_named_does_make_it_fit():
