@@ -15,7 +15,7 @@ from engine.hardware.rank_place import Ranks
 from engine.models.base_changes import BaseChanges
 from engine.models.spec import ModelSpec
 from engine.plan.cluster import least_of, share_of
-from engine.plan.planner import TierPlan, TierTable, plan_context, recommended_plan, tier_table
+from engine.plan.planner import TierPlan, TierTable, plan_context, recommended_plan, tier_table, way_to_shorter
 from engine.plan.request import PlanRequest, without_gpu
 from engine.plan.schedule import Schedule, given_stages, make_schedule
 from engine.plan.strategy import ranks_to_start
@@ -230,7 +230,8 @@ def _best_context(planning: PlanRequest, table: TierTable, *, highest: bool) -> 
 def _asked_context(planning: PlanRequest, context: int) -> Choice:
     row = plan_context(planning, context)
     if not row.fits:
-        raise CONTEXT_DOES_NOT_FIT(context=f"{context:,}", reason=row.reason, remedy=row.remedy)
+        remedy = row.remedy + way_to_shorter(planning, context)
+        raise CONTEXT_DOES_NOT_FIT(context=f"{context:,}", reason=row.reason, remedy=remedy)
     return _alike(planning, row, f"context {context:,}, as configured")
 
 
@@ -238,7 +239,8 @@ def _asked_tier(planning: PlanRequest, number: int) -> Choice:
     tier = tier_of(number)
     row = plan_context(planning, tier.context, tier=number, sees=tier.sees, extreme=tier.extreme)
     if not row.fits:
-        raise TIER_DOES_NOT_FIT(tier=number, context=f"{tier.context:,}", reason=row.reason, remedy=row.remedy)
+        remedy = row.remedy + way_to_shorter(planning, tier.context)
+        raise TIER_DOES_NOT_FIT(tier=number, context=f"{tier.context:,}", reason=row.reason, remedy=remedy)
     return _alike(planning, row, f"tier {number}, as configured")
 
 

@@ -15,7 +15,6 @@ from engine.errors.usage import CONFIG_INVALID
 from engine.hardware.machine import Machine
 from engine.models.families import refuse
 from engine.models.spec import ModelSpec
-from engine.plan.ledger_lines import Place
 from engine.plan.memory import Part, StepMemory
 from engine.plan.recommendation import beyond_trained, ceiling_of, recommend, recommend_short, why_ceiling
 from engine.plan.request import (
@@ -24,7 +23,7 @@ from engine.plan.request import (
     whole_refusal,
     workload_of,
 )
-from engine.plan.search import HEADROOM, Budget, Candidate, fastest, search
+from engine.plan.search import HEADROOM, Budget, Candidate, fastest, ram_overdrawn, search
 from engine.plan.step_layout import StepLayout
 from engine.plan.strategy import sharding_refusal
 from engine.plan.stream_plan import base_weights, in_4_bits, streams
@@ -206,7 +205,7 @@ def plan_context(
     if barred:
         reason, remedy = barred, "a shorter context, or a model whose positions do not depend on it"
     elif not fitting:
-        reason, remedy = _explain(found, chosen, budget)
+        reason, remedy = _explain(found, chosen, planning.machine)
         if refusal:
             reason = f"{reason}; tile by tile it would need less, but {refusal}"
             remedy = f"{remedy}, or a model whose family streams, such as qwen2 or llama"
@@ -345,34 +344,48 @@ def _shortage_rank(candidate: Candidate) -> tuple[int, int, int]:
     return candidate.short_of("gpu"), candidate.short_of("host"), candidate.short_of("disk")
 
 
-def _explain(found: list[Candidate], closest: Candidate, budget: Budget) -> tuple[str, str]:
+def _explain(found: list[Candidate], closest: Candidate, machine: Machine) -> tuple[str, str]:
     """Returns why nothing fits, and the cheapest changes that would make a plan fit."""
+    budget, overdrawn = Budget.of(machine), ram_overdrawn(machine)
     on_device = [candidate for candidate in found if not candidate.short_of("gpu")]
     if not on_device:
         needed = closest.ledger.peak("gpu")
         reason = f"the leanest plan needs {format_bytes(needed)} on the GPU, and {format_bytes(budget.gpu)} can be used"
-        return reason, f"a GPU with {_lacking(closest, 'gpu')} more free memory, or a smaller model"
+        return reason, f"a GPU with {_to_add(closest.short_of('gpu'))} more free memory, or a smaller model"
     in_ram = [candidate for candidate in on_device if not candidate.short_of("disk")]
     on_disk = [candidate for candidate in on_device if candidate.short_of("disk")]
     changes = []
     if in_ram:
-        changes.append(f"{_lacking(min(in_ram, key=lambda c: c.short_of('host')), 'host')} more RAM")
+        changes.append(f"{_to_add(min(one.short_of('host') for one in in_ram) + overdrawn)} more RAM")
     if on_disk:
         leanest = min(on_disk, key=lambda c: (c.short_of("host"), c.short_of("disk")))
-        both = f"{_lacking(leanest, 'host')} more RAM and " if leanest.short_of("host") else ""
-        changes.append(f"{both}{_lacking(leanest, 'disk')} more free disk")
+        short = leanest.short_of("host")
+        both = f"{_to_add(short + overdrawn)} more RAM and " if short else ""
+        changes.append(f"{both}{_to_add(leanest.short_of('disk'))} more free disk")
     where = closest.shortages[0][0]
     place = "RAM" if where == "host" else "free disk"
     reason = (
         f"the leanest plan needs {format_bytes(closest.ledger.peak(where))} of {place}, "
         f"and {format_bytes(budget.limit(where))} can be used"
     )
+    if where == "host" and overdrawn:
+        free, total = format_bytes(machine.ram_available), format_bytes(machine.ram_total)
+        reason += f": {free} are free, and {HEADROOM:.0%} of {total} stay free"
     return reason, "needs " + ", or ".join(changes)
 
 
-def _lacking(candidate: Candidate, where: Place) -> str:
-    """Names the memory to add in one place; of added memory, too, the headroom stays free."""
-    return format_bytes(candidate.short_of(where) / (1 - HEADROOM))
+def _to_add(lacking: int) -> str:
+    """Names the memory to add; of added memory, too, the headroom stays free."""
+    return format_bytes(lacking / (1 - HEADROOM))
+
+
+def way_to_shorter(planning: PlanRequest, context: int) -> str:
+    """Returns the clause of a remedy that names the longest windows below `context` that fit; empty where none do."""
+    known = sorted({*SMALL_CONTEXTS, *(tier.context for tier in tiers())}, reverse=True)
+    for shorter in known:
+        if shorter < context and plan_context(planning, shorter).fits:
+            return f", or use --set training.context={shorter} in its place, which fits"
+    return ""
 
 
 def largest_context(planning: PlanRequest, *, step: int = 1024) -> TierPlan | None:

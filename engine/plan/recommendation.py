@@ -17,6 +17,7 @@ from engine.quantities import counted, format_context, format_seconds
 if TYPE_CHECKING:
     from engine.plan.request import PlanRequest
 
+
 class Row(Protocol):
     """What the rule asks of a row of the tier table (engine.plan.planner.TierPlan)."""
 

@@ -22,7 +22,7 @@ from engine.plan.planner import SMALL_CONTEXTS, TierPlan, TierTable, plan_contex
 from engine.plan.recommendation import within_trained
 from engine.plan.request import PlanRequest
 from engine.plan.step_layout import StepLayout
-from engine.plan.tiers import LEAST_UPDATES, tier_of, tiers
+from engine.plan.tiers import LEAST_UPDATES, tiers
 from engine.plan.whole_time import WholeTime, whole_time
 from engine.quantities import counted, format_context, format_seconds
 
@@ -278,8 +278,12 @@ class _Scheduler:
         """Returns a schedule whose last stage is a tier that was asked for."""
         top = table.row(number)
         if not top.fits:
-            context = f"{tier_of(number).context:,}"
-            raise TIER_DOES_NOT_FIT(tier=number, context=context, reason=top.reason, remedy=top.remedy)
+            remedy = top.remedy
+            if lower := [row.tier for row in table.tiers if row.fits and row.context < top.context]:
+                remedy += f", or use --tier {lower[-1]}, which fits"
+            elif plan_context(self._planning, min(SMALL_CONTEXTS)).fits:
+                remedy += ", or leave --tier out: shorter windows fit"
+            raise TIER_DOES_NOT_FIT(tier=number, context=f"{top.context:,}", reason=top.reason, remedy=remedy)
         stages, whole = self._grown(top, LONG_UPDATES)
         if not stages:
             stages, whole = self._grown(top, 1, asked=True)

@@ -53,8 +53,8 @@ class Budget:
         total = gpu.memory_total if gpu else None
         free = gpu.memory_free if gpu else None
         return Budget(
-            gpu=_left(total, total if free is None else free) if total else 0,
-            host=_left(machine.ram_total, machine.ram_available),
+            gpu=max(0, _left(total, total if free is None else free)) if total else 0,
+            host=max(0, _left(machine.ram_total, machine.ram_available)),
             disk=round((1 - HEADROOM) * machine.disk_free),
         )
 
@@ -64,7 +64,12 @@ class Budget:
 
 
 def _left(total: int, free: int) -> int:
-    return max(0, round((1 - HEADROOM) * total) - max(0, total - free))
+    return round((1 - HEADROOM) * total) - max(0, total - free)
+
+
+def ram_overdrawn(machine: Machine) -> int:
+    """Returns the bytes of RAM that others hold of what should stay free: so many more are needed to have any."""
+    return max(0, -_left(machine.ram_total, machine.ram_available))
 
 
 @dataclass(frozen=True, kw_only=True)

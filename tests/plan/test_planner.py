@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -332,3 +333,55 @@ def _remedy(machine, **fixed):
     row = plan_context(planning, 524_288)
     assert not row.fits
     return row.remedy
+
+
+def little_free(available: float, total: float = 20):
+    return dataclasses.replace(without_card(ram=total), ram_available=round(available * GIB))
+
+
+@pytest.mark.parametrize("available", [1.0, 2.0, 3.3, 3.55])
+def test_the_ram_that_is_named_as_missing_is_enough_and_little_less_is_not(available):
+    """Others hold so much that less than the headroom is free: that has to be made up for first."""
+    asked = config.from_mapping({"training": {"tier": 1}})
+    machine = little_free(available)
+    with pytest.raises(EliteError) as refused:
+        choose_plan(asked, machine, DEMO, 200_000)
+    amount, unit = re.search(r"needs ([\d.]+) (MiB|GiB) more RAM", refused.value.remedy).groups()
+    added = float(amount) * (GIB if unit == "GiB" else GIB / 1024)
+
+    def with_more(share):
+        more = round(share * added)
+        return dataclasses.replace(machine, ram_total=20 * GIB + more, ram_available=machine.ram_available + more)
+
+    assert choose_plan(asked, with_more(1.01), DEMO, 200_000).plan.fits
+    with pytest.raises(EliteError):
+        choose_plan(asked, with_more(0.97), DEMO, 200_000)
+    if available < HEADROOM * 20:
+        assert f"{available:.2f} GiB are free, and 12% of 20.0 GiB stay free" in refused.value.message
+
+
+@pytest.mark.parametrize("asked", [{"tier": 1}, {"context": 4096}, {"tier": 5}])
+def test_a_refused_length_names_the_longest_windows_that_fit(asked):
+    """Windows that are not streamed, on 4 GiB free of 20: those of 4,096 tokens take more than there is."""
+    whole = {"training": {"step": "whole", **asked}}
+    with pytest.raises(EliteError) as refused:
+        choose_plan(config.from_mapping(whole), little_free(4.0), DEMO, None)
+    way = re.search(r"training\.context=(\d+)", refused.value.remedy)
+    assert way is not None
+    shorter = int(way[1])
+    in_its_place = config.from_mapping({"training": {"step": "whole", "context": shorter}})
+    assert choose_plan(in_its_place, little_free(4.0), DEMO, None).context == shorter
+    longer = config.from_mapping({"training": {"step": "whole", "context": 2 * shorter}})
+    with pytest.raises(EliteError):
+        choose_plan(longer, little_free(4.0), DEMO, None)
+
+
+@pytest.mark.parametrize(("available", "way"), [(4.6, "--tier 1"), (4.0, "leave --tier out")])
+def test_a_refused_last_tier_of_hours_names_a_lower_one(available, way):
+    training = {"step": "whole", "hours": 100.0}
+    with pytest.raises(EliteError) as refused:
+        choose_plan(config.from_mapping({"training": {**training, "tier": 4}}), little_free(available), DEMO, 200_000)
+    assert way in refused.value.remedy
+    tier = 1 if "1" in way else None
+    asked = config.from_mapping({"training": {**training, "tier": tier}})
+    assert choose_plan(asked, little_free(available), DEMO, 200_000).plan.fits

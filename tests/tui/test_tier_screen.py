@@ -396,7 +396,9 @@ def test_why_a_tier_is_recommended(tokens, epochs, said):
     why, *highest = map(str, verdict(table.row(table.recommended), table))
     assert said in why
     higher = table.ceiling != table.recommended
-    limit = "limited so that a window takes up to 10h" if tokens is None else "the lowest that holds the whole repository"
+    limit = (
+        "limited so that a window takes up to 10h" if tokens is None else "the lowest that holds the whole repository"
+    )
     assert highest == ([f"▲ tier {table.ceiling} is {limit}"] if higher else [])
     assert limit in str(verdict(table.row(table.ceiling), table)[0])
 
