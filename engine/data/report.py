@@ -16,6 +16,7 @@ from engine.data.filters import KEPT_BY, REASONS
 from engine.data.packing import Cut
 from engine.data.pairs import PairWindows, longest_sides
 from engine.data.secrets import masked_name
+from engine.data.split import MORE_HELD_OUT, few_held_out
 from engine.plan.tiers import tiers
 
 if TYPE_CHECKING:
@@ -240,6 +241,8 @@ class DataReport:
 def describe(dataset: Dataset, notes: tuple[str, ...] = ()) -> DataReport:
     """The dataset in figures; `notes` are added to its own."""
     summary = dataset.summary
+    if few := few_held_out(summary.held_out_tokens):
+        notes = (*notes, f"{few}; {MORE_HELD_OUT}")
     return DataReport(
         repositories=tuple(
             RepositoryRow(path=printable(path), listed_by=printable(how))

@@ -16,6 +16,7 @@ from msgspec import structs
 from engine.data.chats import read_template
 from engine.data.dataset import Dataset, build_dataset
 from engine.data.fim import share_in_words
+from engine.data.split import MORE_HELD_OUT, few_held_out
 from engine.data.window_source import Update, WindowSource, tokens_per_update
 from engine.errors.data import REPOSITORY_TOO_SMALL
 from engine.evaluation.baselines import Baselines, digest_windows
@@ -257,6 +258,8 @@ def _read_data(session: TrainingSession, setup: Setup, tokenizer: PreTrainedToke
     rearranged = share_in_words(summary.fim, summary.fim_files)
     for line in (*summary.notes, text, *([] if rearranged is None else [rearranged])):
         session.emit(LogLine(level="info", text=line))
+    if few := few_held_out(summary.held_out_tokens):
+        session.emit(WarningRaised(code="held-out-small", text=few, hint=MORE_HELD_OUT))
     return dataset
 
 

@@ -42,6 +42,18 @@ def test_figures_as_json(write: Write, tmp_path: Path, capsys: pytest.CaptureFix
     assert json.loads(capsys.readouterr().out)["fim"]["share"] == 0
 
 
+@pytest.mark.parametrize("count", [3, 40])
+def test_too_few_held_out_tokens_are_noted_as_the_table_counts_them(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    root = write({f"m{i}.py": module(f"m{i}") for i in range(count)})
+    assert main(["data", "--repo", str(root), "--out", str(tmp_path / "out"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    few = [note for note in report["notes"] if "held out: too few" in note]
+    assert (report["held_out"]["tokens"] < 500) is (count == 3)
+    assert len(few) == (count == 3)
+
+
 def test_a_cache_that_cannot_be_written_is_called_one(
     write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

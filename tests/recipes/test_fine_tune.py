@@ -265,6 +265,20 @@ def test_a_repository_that_changed_meanwhile_is_told(small_repository, tmp_path)
     assert second.events[-1].status == "completed"
 
 
+@pytest.mark.parametrize(("repeats", "warned"), [(1, ["held-out-small"]), (40, [])])
+def test_a_held_out_part_that_is_too_small_to_measure_with_is_warned_about_once(tmp_path, repeats, warned):
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    for name in ("a", "b", "c"):
+        lines = [f"def {name}_{number}(value):\n    return value * {number} + {number + 1}\n" for number in range(4)]
+        (repository / f"{name}.py").write_text("\n".join(lines * repeats))
+    session = start(configure(tmp_path / "out", [repository], max_steps=1, **SHORT))
+    train(session)
+    assert [warning.code for warning in session.of(WarningRaised)] == warned
+    told = " ".join(warning.text + warning.hint for warning in session.of(WarningRaised))
+    assert ("data.held_out_fraction" in told) is bool(warned)
+
+
 def test_the_demo_recipe_needs_neither_network_nor_gpu_and_is_bounded():
     config = load(Path(__file__).parents[2] / "recipes" / "demo.yaml")
     assert (config.model.name, config.model.device) == ("demo", "cpu")
