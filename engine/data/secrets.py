@@ -30,9 +30,10 @@ from engine.data.secret_rules import (
     urls,
 )
 from engine.data.secret_rules.searched_text import SearchedText, candidates, is_random_looking, line_start
+from engine.data.secret_rules.second_signs import is_method
 from engine.data.secret_rules.values import words_share
 
-REVISION = 13
+REVISION = 14
 "Raised when the same text would be masked otherwise; part of every store's key."
 PLACEHOLDER = "REDACTED"
 "What a secret is replaced by."
@@ -143,6 +144,14 @@ _WORDS_OF_NAME = 0.4
 "Share of a name's characters that stand in its words; of a key that was drawn, hardly any do."
 _CHOSEN = re.compile(r"\d{2,}[A-Za-z]?$|[A-Z][a-z]+\d[A-Z][a-z]+$")
 "How a password ends that a person makes of a word: with a year or two digits, or a number for a word."
+_NUMBERED = re.compile(r"([A-Za-z][a-z]+)(\d{2,4})[A-Z][a-z]+$")
+"A word, its number and another word: chosen, unless the number belongs to the first word as in Base64."
+_OF_NUMBER = re.compile(
+    r"(?:arm|ascii|avx|base|bech|bit|byte|char|cp|crc|double|elf|es|fix|float|hex|iso|int|latin|mips|nat|posix|quad|real|rfc"
+    r"|riscv|sparc|sse|ucs|uint|utf|vec|web|win|word|xx|xxhash)$",
+    re.IGNORECASE,
+)
+"Words of encodings, numbers, processors and standards that a number follows."
 
 
 def _named_in_code(text: str, language: str, kinds: Mapping[str, str]) -> set[str]:
@@ -156,7 +165,7 @@ def _named_in_code(text: str, language: str, kinds: Mapping[str, str]) -> set[st
     for value, kind in kinds.items():
         if kind not in _BY_PLACE or _NAME.fullmatch(value) is None:
             continue
-        if words_share(value) < _WORDS_OF_NAME or _CHOSEN.search(value):
+        if words_share(value) < _WORDS_OF_NAME or _is_chosen(value):
             continue
         place = text.find(value)
         for _ in range(_MOST_PLACES):
@@ -175,6 +184,14 @@ def _named_in_code(text: str, language: str, kinds: Mapping[str, str]) -> set[st
                 break
             place = text.find(value, end)
     return found
+
+
+def _is_chosen(value: str) -> bool:
+    """Tells whether a name looks like a password that a person made of words and a number."""
+    if _CHOSEN.search(value):
+        return True
+    parts = _NUMBERED.search(value)
+    return parts is not None and not (_OF_NUMBER.match(parts[1]) or is_method(parts[1] + parts[2]))
 
 
 def _everywhere(text: str, kind: str, value: str) -> Iterator[Secret]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import random
 
 import pytest
 
@@ -38,6 +39,10 @@ CLASS = "class PKCS11Vault2:\n    pass\n\n\ndef open(token: Token) -> 'PKCS11Vau
         ("Text", "gpg:                using RSA key 9C1E34B7A2D05F6683E1CC47B9A0D27F51E8036A\n"),
         ("Python", 'client_request_token = "4C1F9A6C-85B7-B7E4-38F2A3BEB13C"\n'),
         ("Python", 'client.post(url, json={"CreationToken": "7391qwhzdkfj2x"})\n'),
+        ("HCL", 'resource "aws_efs_file_system" "a" {\n  creation_token = "k9Xq2LmZ7wT4vB8n"\n}\n'),
+        ("Python", 'client.create_file_system(\n    CreationToken="k9Xq2LmZ7wT4vB8n")\n'),
+        ("Python", "class Base64Password:\n    pass\n\n\nPASSWORD_TYPE = 'Base64Password'\n"),
+        ("Rust", 'struct Sha256Password { a: u8 }\nlet password = "Sha256Password";\n'),
         ("Objective-C", '[token appendFormat:@"%02.2hhX", data[i]];'),
         ("Shell", 'config_set "$CREDENTIALS" \'.password="$PASSWORD"\'\n'),
         ("PHP", "$this->auth_key = \\Yii::$app->security->generateRandomString();\n"),
@@ -77,6 +82,8 @@ def test_other_things_stay(language: str, text: str) -> None:
         ),
         ("Text", "using RSA key: 9C1E34B7A2D05F6683E1CC47B9A0D27F51E8036A\n", ""),
         ("Python", "class Sunshine2019:\n    pass\n\n\nDB_PASSWORD = 'Sunshine2019'\n", "Sunshine2019"),
+        ("Go", 'type Harbour83Pass struct{}\n\nvar password = "Harbour83Pass"\n', "Harbour83Pass"),
+        ("Java", 'void Winter2024Login() {}\nString dbPassword = "Winter2024Login";\n', "Winter2024Login"),
         ("Rust", 'fn zQ8kLp3vXw9T() {}\nlet api_key = "zQ8kLp3vXw9T";\n', "zQ8kLp3vXw9T"),
         ("Java", '// a new SSH2Vault9k(old) login\nclass A { String token = "SSH2Vault9k"; }\n', "SSH2Vault9k"),
         ("Text", "token: SSH2Vault9k\nthe second class SSH2Vault9k\n", "SSH2Vault9k"),
@@ -85,6 +92,8 @@ def test_other_things_stay(language: str, text: str) -> None:
         ("INI", "password::Qx9vLmZ2kT\n", "Qx9vLmZ2kT"),
         ("AsciiDoc", "Password:: Sommer2023Regen\n", "Sommer2023Regen"),
         ("YAML", "account_creation_token: k9Xq2LmZ7wT4vB8n\n", "k9Xq2LmZ7wT4vB8n"),
+        ("YAML", "creation-token: k9Xq2LmZ7wT4vB8n\n", "k9Xq2LmZ7wT4vB8n"),
+        ("JavaScript", 'const creationToken = "k9Xq2LmZ7wT4vB8nR3cY6sD1"; // see prefs\n', "k9Xq2LmZ7wT4vB8nR3cY6sD1"),
         ("Python", "password = 'x7q-k9z-m2p-w4t'\n", "x7q-k9z-m2p-w4t"),
         ("Python", "password = '9f3K9f3K9f3K9f3K9f3K9f3K'\n", "9f3K9f3K9f3K9f3K9f3K9f3K"),
         ("YAML", "url: amqp://svc:harbourPwd@mq.prod.internal\n", "harbourPwd"),
@@ -99,6 +108,15 @@ def test_other_things_stay(language: str, text: str) -> None:
 )
 def test_secrets_of_nearly_the_same_form(language: str, text: str, secret: str) -> None:
     assert any(secret in value for value in found(text, language))
+
+
+@pytest.mark.parametrize("defines", ["class {}:", "struct {} {{", "enum {} {{", "interface {} {{", "new {}()"])
+def test_passwords_of_two_words_and_a_number_are_no_types(defines: str) -> None:
+    rng = random.Random(defines)
+    words = ("Tiger", "Harbour", "Winter", "Monkey", "Orange", "Rocket")
+    for _ in range(40):
+        value = f"{rng.choice(words)}{rng.randrange(10, 9999)}{rng.choice(('Pass', 'Login', 'Access', 'Blue'))}"
+        assert value in found(f"{defines.format(value)}\n\npassword = '{value}'\n", "Java"), value
 
 
 def test_a_token_whose_start_has_other_letters_than_its_rule() -> None:

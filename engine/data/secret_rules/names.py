@@ -53,6 +53,8 @@ _DERIVED = re.compile(
 "What stands beside a salt from which a key is derived, once or in a test."
 _DECODES = re.compile(r"\s{0,8}:?=\s{0,8}[\w.:]{0,40}(?:hex|decode|unhexlify)\w{0,20}\(", re.IGNORECASE)
 _AROUND_SALT = 200
+_FILE_SYSTEM = re.compile(r"(?<![A-Za-z])(?:efs(?![a-z])|EFS|Efs(?![a-z]))|(?i:file[-_ ]?system)")
+_AROUND_CREATION = 400
 _REPEATED_CALL = re.compile(r"<clientToken>[\w-]{0,20}[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}<", re.IGNORECASE)
 _PUBLIC = re.compile(
     r"public(?![ \t]{1,4}(?:static|final|const|readonly|override|byte|char|string|let|var|val)\b)|pub_?key"
@@ -210,8 +212,8 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
         return None
     if stem.text == "token" and prefix.replace("_", "").replace("-", "").lower().endswith("clientrequest"):
         return None  # it tells calls that are repeated, as AWS names it
-    if stem.text == "token" and words == ["creation"]:
-        return None  # the same of file systems
+    if stem.text == "token" and words == ["creation"] and _creates_file_system(text, prefix, match):
+        return None  # the same of EFS
     if stem.text == "token" and words == ["client"] and _REPEATED_CALL.match(text, begin - 1):
         return None  # the same in answers of EC2
     if stem.text == "salt" and "signature" in prefix.lower():
@@ -256,6 +258,12 @@ def evidence_of(text: str, match: re.Match[str], stem: Stem) -> Evidence | None:
     if stem.text == "pass" and not prefix and not tail.strip(".-") and not _GIVEN.match(text, tail_start):
         return None  # a statement, or a word of prose
     return stem.evidence
+
+
+def _creates_file_system(text: str, prefix: str, match: re.Match[str]) -> bool:
+    """Tells whether a creation token is AWS's: by its spelling, or by what is created. Others open an account."""
+    around = text[max(0, match.start() - _AROUND_CREATION) : match.end() + _AROUND_CREATION]
+    return prefix.endswith("Creation") or _FILE_SYSTEM.search(around) is not None
 
 
 def _is_secret_salt(text: str, match: re.Match[str], begin: int, words: Sequence[str]) -> bool:
