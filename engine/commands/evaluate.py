@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from engine.runs.run_directory import RunDirectory
 
 _WIDTH = 120
-_FLAGS = {"--tokens": "evaluation.tokens", "--functions": "evaluation.functions"}
+_FLAGS = {
+    "--tokens": "evaluation.tokens",
+    "--functions": "evaluation.functions",
+    "--lines": "evaluation.lines",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001

@@ -72,7 +72,9 @@ def test_the_run_evaluates_itself_and_the_command_finds_the_same(run, tmp_path, 
         "base + snippets", "base + files", "base + its chat template", "adapter + snippets",
         "adapter + its chat template",
     }  # fmt: skip
-    assert [task["task"] for task in kept["tasks"]] == ["next line", "completion", "fill-in-the-middle", "asked"]
+    assert [task["task"] for task in kept["tasks"]] == [
+        "next token", "next name", "next line", "completion", "fill-in-the-middle", "asked",
+    ]  # fmt: skip
     assert [row["name"] for row in kept["general"]] == ["general code", "general text"]
     assert "With text of the repository in the prompt" in report
 
@@ -110,11 +112,11 @@ def test_other_repositories_are_scored_whole_and_leave_nothing(run, tmp_path, mo
         folder.mkdir()
         for module in ("base_futures.py", "constants.py"):
             (folder / module).write_text(f"# {name}\n" + (ASYNCIO / module).read_text())
-    arguments = ["evaluate", str(run.run.path), "--functions", "0", "--set", "evaluation.lines=0", "--json"]
+    arguments = ["evaluate", str(run.run.path), "--functions", "0", "--lines", "0", "--json"]
     assert main([*arguments, "--repo", str(tmp_path / "one"), "--repo", str(tmp_path / "two")]) == 0
     found = json.loads(capsys.readouterr().out)["evaluations"]
     assert [e["files"] for e in found] == [2, 2]
-    assert [e["tasks"] for e in found] == [[], []]
+    assert [{task["task"] for task in e["tasks"]} for e in found] == [{"next token", "next name"}] * 2
     assert "two" in found[1]["data"]
     assert (run.run.path / "evaluation.json").read_bytes() == before
 
@@ -125,7 +127,7 @@ def test_the_base_model_is_scored_once(run, tmp_path, monkeypatch, capsys):
     folder = run.run.path.parent.parent / "cache" / "baselines"
     kept = "base model, scored in an earlier evaluation"
 
-    few = ("--functions", "1", "--set", "evaluation.function_tokens=8", "--set", "evaluation.lines=1")
+    few = ("--functions", "1", "--set", "evaluation.function_tokens=8", "--lines", "1")
 
     def evaluate(*more):
         assert main(["evaluate", str(run.run.path), "--json", *few, *more]) == 0
@@ -138,6 +140,7 @@ def test_the_base_model_is_scored_once(run, tmp_path, monkeypatch, capsys):
     first, from_kept = evaluate()
     assert not from_kept
     assert evaluate() == (first, True)
+    assert {task["task"]: task["functions"] for task in first["tasks"]}["next line"] == 1
     assert not evaluate("--tokens", "300")[1]
     for path in folder.glob("evaluation-*.json"):
         text = path.read_text()
@@ -186,8 +189,9 @@ def test_a_run_without_a_result_is_refused(run, tmp_path, monkeypatch, capsys):
     captured = capsys.readouterr()
     assert json.loads(captured.out)["error"] == "run-without-result"
     assert "--resume" in captured.err
-    assert main(["evaluate", str(empty.path), "--functions", "-1"]) == 2
-    assert "evaluation.functions" in capsys.readouterr().err
+    for option in ("functions", "lines"):
+        assert main(["evaluate", str(empty.path), f"--{option}", "-1"]) == 2
+        assert f"evaluation.{option}" in capsys.readouterr().err
 
 
 def test_a_run_that_trained_every_weight_is_compared_with_a_base_that_is_loaded_apart(
