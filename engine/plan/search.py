@@ -36,6 +36,8 @@ _GRAINS = ((16384, 65536, 2048), (8192, 65536, 1024), (4096, 32768, 1024), (2048
 "Coarsest (fastest) first."
 _SHORT_BLOCKS = (1024, 4096, 256)
 "Where the kernel repeats a block's keys for every head of a query (heads of 512 on a card of 12 GB)."
+_SHORT_WINDOW = 8192
+"Tokens of the longest windows for which larger pieces of the loss are searched, too."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,6 +303,8 @@ def _of_grains(
                     unlimited.setdefault(homes.kinds, []).append(homes)
             if device.layers and homes.every == 1 and found.stream is not None:
                 yield candidate(replace(found.stream, keep_layers=device.layers))
+            if device.finer_layers and homes.every == 1:
+                yield candidate(replace(plan(device.grains[1]), keep_layers=device.finer_layers))
         elif device.fits and homes.no_gradient_helps(min(found.short_of("host"), leanest.short_of("host")), work):
             hopeless.add(others)
 
@@ -313,6 +317,8 @@ class _OnDevice(NamedTuple):
     fits: bool
     layers: int | None
     "Layers of a single tile that the device has room to keep."
+    finer_layers: int | None = None
+    "The same with smaller pieces of the loss, the second grain, where these leave room for more."
 
     def limits_nothing(self, work: Workload, weights: BaseWeights, usable: Sequence[Grain]) -> bool:
         """Whether leaving less on the device would allow no coarser grain, and no more layers to be kept."""
@@ -325,7 +331,11 @@ class _OnDevice(NamedTuple):
         for number, grain in enumerate(grains):
             coarsest = plan(grain)
             if setting.memory.ledger(setting.work, coarsest).peak(place) <= setting.budget.limit(place):
-                return _OnDevice(grains[number:], fits=True, layers=_kept_layers(setting, coarsest))
+                left, layers = grains[number:], _kept_layers(setting, coarsest)
+                more = None
+                if len(left) > 1 and left[1][:2] == grain[:2]:
+                    more = _kept_layers(setting, plan(left[1]))
+                return _OnDevice(left, True, layers, None if more == layers else more)
         return _OnDevice(grains[-1:], fits=False, layers=None)
 
 
@@ -361,5 +371,8 @@ def _grains(context: int, fixed: Mapping[str, Any], usual: Sequence[Grain]) -> l
         for grain, finer in zip(grains, following, strict=True)
         if grain[0] <= context or finer < context or grain[0] == grains[-1][0]
     )
-    cut = ((min(tile, context), min(key_block, context), piece) for tile, key_block, piece in usable)
-    return list(dict.fromkeys(cut))
+    cut = list(dict.fromkeys((min(tile, context), min(key_block, context), piece) for tile, key_block, piece in usable))
+    # Calls of the loss are a tenth of a small model's step over a short window.
+    if cut[0][2] < context <= _SHORT_WINDOW and "loss_piece" not in fixed:
+        cut.insert(0, (*cut[0][:2], 2 * cut[0][2]))
+    return cut
