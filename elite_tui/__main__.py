@@ -33,11 +33,15 @@ def build_parser() -> CommandParser:
     parser.add_argument("--repo", metavar="DIR", action="append", help="repository to train on; may be given again")
     parser.add_argument("--simulate", metavar="GPU", help="plan for a card that is not here, for example rtx-3060")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    monitor = commands.add_parser("monitor", help="watch a run, live or finished; the newest where none is named")
+    watching = "watch a run, live or finished; the newest where none is named"
+    monitor = commands.add_parser("monitor", help=watching, description=f"{watching[0].upper()}{watching[1:]}.")
     monitor.add_argument(
         "runs", nargs="*", metavar="RUN", help="id, the beginning of one, or a run directory; several open in tabs"
     )
-    parser.commands = {"monitor": monitor, "runs": commands.add_parser("runs", help="list the runs")}
+    parser.commands = {
+        "monitor": monitor,
+        "runs": commands.add_parser("runs", help="list the runs", description="List the runs."),
+    }
     return parser
 
 

@@ -84,7 +84,8 @@ class CommandParser(argparse.ArgumentParser):
         choices = [str(choice) for choice in action.choices]
         if isinstance(action, argparse._SubParsersAction):
             self._refuse_value_of_unknown(value, choices)
-            raise argparse.ArgumentError(None, f"unknown command {value}{nearest(value, choices)}")
+            near = _ELSEWHERE.get(value, nearest(value, choices)) if self.prog == "engine" else nearest(value, choices)
+            raise argparse.ArgumentError(None, f"unknown command {value}{near}")
         raise argparse.ArgumentError(action, f"{value} is not one of {', '.join(choices)}")
 
     def _refuse_value_of_unknown(self, value: str, commands: Sequence[str]) -> None:
@@ -98,6 +99,13 @@ class CommandParser(argparse.ArgumentParser):
             later = next((name for name in self._words[place + 1 :] if name in commands), None)
             near = nearest(option, known) if later is None else f" (options of {later} follow it)"
             raise argparse.ArgumentError(None, f"unrecognized arguments: {word}{near}")
+
+
+_ELSEWHERE = {
+    "monitor": " (`elite-tui monitor` shows runs, `engine attach` follows one)",
+    "models": " (`engine plan --help` names the models, and `--model` takes one)",
+}
+"What people look for among the commands, and where it is."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

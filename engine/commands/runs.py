@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.errors import one_line
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -44,8 +46,11 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     if summaries:
         console.print(_table(summaries))
-    else:
+    elif args.output is None:
         console.print("no runs yet; `engine train --repo DIR` starts one", highlight=False)
+    else:
+        text = f"no runs in {one_line(args.output)}; without --output, those of every folder are listed"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -35,6 +35,8 @@ WRONG = [
     (["bench", "streaming", "--model", "demo", "--layers", "99"], "--layers: demo has "),
     (["--json", "plan"], "unrecognized arguments: --json (--json follows the command)"),
     (["trian"], "unknown command trian (did you mean train?)"),
+    (["monitor"], "unknown command monitor (`elite-tui monitor` shows runs, `engine attach` follows one)"),
+    (["models"], "unknown command models (`engine plan --help` names the models"),
     (["stop"], "required: RUN"),
     ([], "required: COMMAND"),
 ]
@@ -207,3 +209,12 @@ def test_a_locale_without_unicode_loses_characters_alone(words, tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
     if "--json" in words:
         assert json.loads(done.stdout.decode("ascii"))["tiers"]
+
+
+def test_an_output_folder_without_runs_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ELITE_TUI_STATE_DIR", str(tmp_path / "state"))
+    assert main(["runs", "--output", str(tmp_path / "[red]none")]) == 0
+    named = capsys.readouterr().out
+    assert f"no runs in {tmp_path}/[red]none" in named
+    assert main(["runs"]) == 0
+    assert "no runs yet" in capsys.readouterr().out
