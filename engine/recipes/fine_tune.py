@@ -430,7 +430,7 @@ def _describe_training(session: TrainingSession, setup: Setup, progress: Progres
     tokens = tokens_per_update(session.config.training, setup.context)
     left = progress.total_steps - progress.step
     after = f" after step {progress.step:,}" if progress.step else ""
-    return f"{left:,} steps{after} of {tokens:,} tokens, windows of {setup.context:,}"
+    return f"{counted(left, 'step')}{after} of {tokens:,} tokens, windows of {setup.context:,}"
 
 
 def _stop_outside_the_loop(session: TrainingSession, started: float) -> None:
