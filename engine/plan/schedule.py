@@ -400,10 +400,11 @@ class _Scheduler:
         updates = sum(stage.updates for stage in stages)
         note = ""
         if updates < LEAST_UPDATES:
-            epochs = self._planning.training.epochs or MOST_EPOCHS
+            tokens, epochs = self._planning.train_tokens or 0, self._planning.training.epochs or MOST_EPOCHS
+            read = "once" if epochs == 1 else f"{epochs:g} times"
             note = (
-                f"{counted(updates, 'update')}, for {self._planning.train_tokens or 0:,.0f} tokens to train on hold "
-                f"no more of {_tokens_of(base):,} in {epochs:g} epochs; learning needs about {LEAST_UPDATES}"
+                f"only {counted(updates, 'update')} of {_tokens_of(base):,} tokens: the {tokens:,.0f} tokens to train "
+                f"on, read {read}, hold no more; learning needs about {LEAST_UPDATES}"
             )
         additions = [
             Addition(
