@@ -75,7 +75,7 @@ def marked(count, folder):
         tuned_interval=None,
         difference_interval=None,
     )
-    return " ".join(mark_row(row, "exact"))
+    return " ".join(mark_row(row, "exact", "completion"))
 
 
 MESSAGES = [
