@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine.evaluation.general import CODE, TEXT, general_rows, general_texts, tally_general
+from engine.steps.whole_step import TokenScores
 from engine.tokenization.encoder import demo_encoder
 
 
@@ -24,7 +25,8 @@ def test_perplexity_is_that_of_the_losses():
     def losses(value):
         def of(window):
             seen.append(len(window))
-            return np.full(len(window) - 1, value, np.float32)
+            targets = len(window) - 1
+            return TokenScores(np.full(targets, value, np.float32), np.zeros(targets, np.int64))
 
         return of
 
