@@ -321,6 +321,24 @@ async def settled(pilot: Pilot) -> None:
     await pilot.pause()
 
 
+async def go_to(pilot: Pilot, screen_name: str) -> None:
+    """Opens a screen of the wizard, and waits until it stands."""
+    await settled(pilot)
+    assert isinstance(pilot.app, EliteApp)
+    pilot.app.go(screen_name)
+    await until(pilot, lambda: screen_of(pilot.app) == screen_name and pilot.app.screen.is_mounted)
+    await settled(pilot)
+
+
+async def at_step(pilot: Pilot, step: int) -> None:
+    """Waits until the monitor shows a step."""
+    app = pilot.app
+    assert isinstance(app, EliteApp)
+    await settled(pilot)
+    await until(pilot, lambda: app.state.run is not None and app.state.run.done_steps >= step)
+    await until(pilot, lambda: f"step {step}" in text_of(app, "#progress"))
+
+
 async def still(pilot: Pilot) -> None:
     """Waits until the screen is the same for 0.3 s, as late as a thread's answer may be drawn on a busy machine."""
     former: list[Strip] = []

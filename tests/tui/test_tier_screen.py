@@ -1,4 +1,4 @@
-"""The tier screen: what-if machines, fitting models, and remedies for a tier that does not fit."""
+"""The tier screen: what-if machines, probes, and remedies for a tier that does not fit."""
 
 from __future__ import annotations
 
@@ -7,46 +7,32 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import DataTable, Input
 
-from elite_tui.format.figures import parameters_in_words
 from elite_tui.format.tiers import verdict
-from elite_tui.screens.models import ModelsScreen
 from elite_tui.widgets.breakdown import Limit, bars, stacked_cells, sums
 from elite_tui.wizard.draft import FILE_NAME, Draft
-from elite_tui.wizard.remedies import ModelOutlook, ways_to_fit, with_ram
+from elite_tui.wizard.remedies import ways_to_fit, with_ram
 from elite_tui.wizard.what_if import WhatIf
 from engine import config
 from engine.errors import EliteError
-from engine.errors.model import DEVICE_UNAVAILABLE
 from engine.errors.planning import MEASURING_FAILED
 from engine.hardware.machine import GIB
 from engine.models.catalogue import catalogue
 from engine.plan.choice import request_of_run
 from engine.plan.memory import Part
 from engine.plan.planner import plan_context, tier_table
-from tests.tui.support import FixedEngine, cpu_machine, gpu_machine, make_app, screen_of, settled, until
+from tests.tui.support import FixedEngine, cpu_machine, go_to, gpu_machine, make_app, screen_of, settled, text_of, until
 
 SIZE = (120, 36)
 SMALL = {"model.name": "qwen2.5-coder-1.5b"}
 LARGE = {"model.name": "qwen2.5-coder-14b"}
 
 
-def text_of(app, selector):
-    return str(app.screen.query_one(selector, Static).content)
-
-
-async def enter(pilot, screen_name="tiers"):
-    await settled(pilot)
-    pilot.app.go(screen_name)
-    await until(pilot, lambda: screen_of(pilot.app) == screen_name and pilot.app.screen.is_mounted)
-    await settled(pilot)
-
-
 async def test_another_card_is_planned_for_and_never_used(tmp_path):
     app = make_app(machine=cpu_machine(), values=SMALL, draft_path=tmp_path / FILE_NAME)
     async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
+        await go_to(pilot, "tiers")
         here = app.state.tiers.value.table.recommended
         assert "CPU with 8 cores" in text_of(app, "#choice")
         await pilot.press("w", *"rtx-4090", "tab", "tab", *"128")
@@ -115,7 +101,7 @@ async def test_a_field_keeps_the_keys_when_the_plans_are_there():
 async def test_a_wrong_card_or_size_is_said():
     app = make_app(machine=cpu_machine(), values=SMALL)
     async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
+        await go_to(pilot, "tiers")
         await pilot.press("w", *"rtx-9999")
         await until(pilot, lambda: "unknown card rtx-9999" in text_of(app, "#choice"))
         app.screen.query_one("#what-if-card", Input).value = ""
@@ -128,7 +114,7 @@ async def test_a_wrong_card_or_size_is_said():
 async def test_model_and_precision_are_seen_at_once():
     app = make_app(machine=gpu_machine(), values=SMALL)
     async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
+        await go_to(pilot, "tiers")
         before = app.state.tiers.value
         app.screen.query_one("#field-model-precision Select").value = "nf4"
         await until(pilot, lambda: app.state.tiers.value is not before and not app.state.tiers.loading)
@@ -136,150 +122,10 @@ async def test_model_and_precision_are_seen_at_once():
         assert app.state.draft.get("model.precision") == "nf4"
 
 
-async def test_the_list_of_models_says_what_each_can_do_and_chooses():
-    app = make_app(machine=gpu_machine(), values=SMALL)
-    async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
-        await pilot.press("f4")
-        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-        # Planning every model takes seconds, and longer on a busy machine.
-        await until(pilot, lambda: app.state.models.value is not None, 120)
-        table = app.screen.query_one(DataTable)
-        await until(pilot, lambda: table.row_count == len(catalogue()))
-        assert str(table.get_cell_at((table.cursor_row, 0))).startswith("●")
-        table.move_cursor(row=list(catalogue()).index("qwen2.5-coder-0.5b"))
-        await pilot.press("enter")
-        await until(pilot, lambda: app.state.draft.get("model.name") == "qwen2.5-coder-0.5b")
-        await until(pilot, lambda: app.state.tiers.value.spec.name == "qwen2.5-coder-0.5b")
-        await pilot.press("f4")
-        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-        await pilot.press("escape")
-        assert screen_of(app) == "tiers"
-
-
-async def test_the_list_of_models_stands_at_once_and_takes_keys_while_they_are_planned():
-    class Slow(FixedEngine):
-        def outlooks(self, mapping, machine, tokens, progress):
-            first, *others = self.models().values()
-            progress(ModelOutlook(spec=first, recommended=None, highest=None))
-            assert going_on.wait(60)
-            for spec in others:
-                progress(ModelOutlook(spec=spec, recommended=None, highest=None))
-            return []
-
-    going_on = threading.Event()
-    app = make_app(engine=Slow(gpu_machine()), values=SMALL)
-    names = list(catalogue())
-    async with app.run_test(size=SIZE) as pilot:
-        try:
-            await enter(pilot)
-            await pilot.press("f4")
-            await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-            table = app.screen.query_one(DataTable)
-            assert [str(key.value) for key in table.rows] == names
-            await until(pilot, lambda: "nothing fits" in str(table.get_cell(names[0], "recommended")))
-            assert str(table.get_cell(names[1], "recommended")) == "…"
-            assert str(table.get_cell(names[1], "parameters")) == parameters_in_words(catalogue()[names[1]].parameters)
-            assert f"1 of {len(names)}" in text_of(app, "#about")
-            await until(pilot, lambda: table.cursor_row == names.index("qwen2.5-coder-1.5b"))
-            table.move_cursor(row=0)
-            await pilot.press("down")
-            await until(pilot, lambda: table.cursor_row == 1)
-            going_on.set()
-            await until(pilot, lambda: "nothing fits" in str(table.get_cell(names[-1], "recommended")))
-            assert table.cursor_row == 1, "the figures leave the cursor where it is"
-            await pilot.press("enter")
-            await until(pilot, lambda: app.state.draft.get("model.name") == names[1])
-        finally:
-            going_on.set()
-
-
-async def test_the_list_of_models_is_whole_after_a_request_that_failed():
-    class FailsOnce(FixedEngine):
-        asked = 0
-
-        def outlooks(self, mapping, machine, tokens, progress):
-            self.asked += 1
-            if self.asked == 1:
-                raise DEVICE_UNAVAILABLE(device="cuda", problem="nothing to plan for", remedy="another")
-            for spec in self.models().values():
-                progress(ModelOutlook(spec=spec, recommended=None, highest=None))
-            return []
-
-    app = make_app(engine=FailsOnce(gpu_machine()), values=SMALL)
-    async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
-        await pilot.press("f4")
-        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and "✗" in text_of(app, "#about"))
-        await pilot.press("escape", "f4")
-        await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and not app.state.models.loading)
-        await settled(pilot)
-        table = app.screen.query_one(DataTable)
-        assert table.row_count == len(catalogue())
-        assert "✗" not in text_of(app, "#about")
-
-
-async def test_the_list_of_models_says_what_keeps_it_from_being_planned():
-    app = make_app(engine=FixedEngine(gpu_machine()), values=SMALL)
-    async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
-        app.drafting.edit("checkpoint.keep", "-3")
-        await settled(pilot)
-        await pilot.press("f4")
-        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-        assert "correct what is wrong" in text_of(app, "#about")
-
-
-async def test_the_list_of_models_says_why_the_plan_failed():
-    """Once, it said over a plan that had failed that there was none yet."""
-
-    class Fails(FixedEngine):
-        def plan_tiers(self, machine, mapping, tokens):
-            raise DEVICE_UNAVAILABLE(device="cuda", problem="nothing to plan for", remedy="another")
-
-    app = make_app(engine=Fails(gpu_machine()), values=SMALL)
-    async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
-        await until(pilot, lambda: app.state.tiers.error is not None)
-        app.screen.action_models()
-        await until(pilot, lambda: isinstance(app.screen, ModelsScreen))
-        assert "nothing to plan for" in text_of(app, "#about")
-        assert "not planned yet" not in text_of(app, "#about")
-
-
-async def test_the_list_of_models_is_filled_when_the_plan_comes_after_it():
-    class Slow(FixedEngine):
-        def plan_tiers(self, machine, mapping, tokens):
-            assert going_on.wait(60)
-            return super().plan_tiers(machine, mapping, tokens)
-
-        def outlooks(self, mapping, machine, tokens, progress):
-            for spec in self.models().values():
-                progress(ModelOutlook(spec=spec, recommended=None, highest=None))
-            return []
-
-    going_on = threading.Event()
-    app = make_app(engine=Slow(gpu_machine()), values=SMALL)
-    async with app.run_test(size=SIZE) as pilot:
-        try:
-            await until(pilot, lambda: app.state.tiers.loading)
-            app.go("tiers")
-            await until(pilot, lambda: screen_of(app) == "tiers" and app.screen.is_mounted)
-            app.screen.action_models()
-            await until(pilot, lambda: isinstance(app.screen, ModelsScreen) and app.screen.is_mounted)
-            assert "planning" in text_of(app, "#about")
-            going_on.set()
-            table = app.screen.query_one(DataTable)
-            await until(pilot, lambda: table.row_count == len(catalogue()))
-            await until(pilot, lambda: "predicted, not measured" in text_of(app, "#about"))
-        finally:
-            going_on.set()
-
-
 async def test_a_tier_that_does_not_fit_says_what_would():
     app = make_app(machine=gpu_machine(), values=LARGE)
     async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
+        await go_to(pilot, "tiers")
         table = app.screen.query_one(DataTable)
         row = next(i for i, plan in enumerate(app.state.tiers.value.table.tiers) if not plan.fits)
         table.move_cursor(row=row)
@@ -319,7 +165,7 @@ async def test_a_probe_stands_beside_the_prediction():
 
     app.client.engine.measurement = measurement
     async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
+        await go_to(pilot, "tiers")
         app.screen.query_one(DataTable).move_cursor(row=1)
         await pilot.press("p")
         await until(pilot, lambda: "6.00 GiB for 5.00 GiB predicted" in text_of(app, "#verdict"))
@@ -350,7 +196,7 @@ async def test_a_probe_shows_that_it_runs_and_that_it_was_stopped(supposed):
     stopped = MEASURING_FAILED(command="probe", problem="it was stopped", remedy="again")
     app.client.engine.measurement = lambda *arguments: Endless(stopped)
     async with app.run_test(size=(80, 24)) as pilot:
-        await enter(pilot)
+        await go_to(pilot, "tiers")
         await pilot.press("p")
         await until(pilot, lambda: "probing" in text_of(app, "#choice"))
         await until(pilot, lambda: "window 1 of 2" in text_of(app, "#choice"))
@@ -367,7 +213,7 @@ async def test_a_probe_that_fails_says_so():
     failure = MEASURING_FAILED(command="probe", problem="out of [/bold] memory", remedy="close what holds it")
     app.client.engine.measurement = lambda *arguments: Probe(failure)
     async with app.run_test(size=SIZE) as pilot:
-        await enter(pilot)
+        await go_to(pilot, "tiers")
         await pilot.press("p")
         await until(pilot, lambda: "out of [/bold] memory; close what holds it" in text_of(app, "#verdict"))
 
