@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import struct
@@ -14,83 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.tiny import tiny_model
+from support.model_folders import CPU, INDEX, edit, edit_json, refusal, shard, write_index
 
-from engine.assets import asset
-from engine.config import from_mapping
 from engine.errors import EliteError
-from engine.launch import preflight
 from engine.models.catalogue import find_model
 from engine.models.folder import open_folder
-from engine.models.loading import load_model, load_tokenizer, open_weights
-from engine.models.placement import choose_placement
-from engine.tokenization.encoder import Encoder
-
-CPU = choose_placement("cpu", "fp32")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture
-def make(tmp_path):
-    """Makes a folder of a tiny model."""
-
-    def made(family="llama", name="base", **shape):
-        path = tmp_path / name
-        tiny_model(family, vocab_size=8192, **shape).save_pretrained(path)
-        for file in TOKENIZER:
-            shutil.copy(asset("demo-model", file), path / file)
-        return path
-
-    return made
-
-
-def edit(path, change, file="model.safetensors"):
-    save_file(change(load_file(path / file)), path / file, metadata={"format": "pt"})
-
-
-def edit_json(path, name, **values):
-    text = json.loads((path / name).read_text())
-    (path / name).write_text(json.dumps({**text, **values}))
-
-
-def shard(path, *, count=2):
-    """The same weights in several files and an index, as large models come."""
-    tensors = load_file(path / "model.safetensors")
-    (path / "model.safetensors").unlink()
-    names, where = sorted(tensors), {}
-    for number in range(count):
-        file = f"model-{number + 1:05}-of-{count:05}.safetensors"
-        part = names[number::count]
-        save_file({name: tensors[name] for name in part}, path / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(part, file)
-    write_index(path, where)
-    return where
-
-
-def write_index(path, where):
-    (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": where}))
-
-
-def refusal(path, *, method="lora"):
-    """The message of the check before a run starts; nothing of torch has been asked then."""
-    data = {"model": {"name": str(path), "device": "cpu"}, "training": {"method": method, "context": 128}}
-    data |= {"data": {"repositories": [str(path.parent)]}, "output": {"directory": str(path.parent / "out")}}
-    with pytest.raises(EliteError) as caught:
-        preflight.check(from_mapping(data))
-    assert caught.value.exit_code in (2, 3)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def loading_refusal(path):
-    with pytest.raises(EliteError) as caught:
-        load_model(find_model(str(path)), CPU)
-    assert caught.value.exit_code == 2
-    return caught.value.message
-
-
-# --- which files -------------------------------------------------------------------------------------------
+from engine.models.loading import load_model, load_tokenizer
 
 
 def stale_index(path):
@@ -214,9 +142,6 @@ def test_a_snapshot_of_the_hubs_cache_is_links_and_loads(make, tmp_path):
     assert load_model(find_model(str(snapshot)), CPU).config.model_type == "llama"
 
 
-# --- files that are none -----------------------------------------------------------------------------------
-
-
 def fed_pipe(path):
     """A pipe that gives the file's content once, as if it were one."""
     text = path.read_bytes()
@@ -279,9 +204,6 @@ def test_pipes_of_any_name_are_refused(name, make):
     assert f"{name.rpartition('/')[2]} is a pipe" in refusal(path)
 
 
-# --- headers -----------------------------------------------------------------------------------------------
-
-
 def header(entries, data=b""):
     text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -321,8 +243,6 @@ def test_a_truncated_shard_is_named(make):
     assert file.name in refusal(path)
 
 
-# --- number formats ----------------------------------------------------------------------------------------
-
 METHODS = ["gptq", "awq", "fp8", "fbgemm_fp8", "compressed-tensors", "mxfp4", "hqq", "torchao", "quanto", "aqlm"]
 
 
@@ -352,233 +272,3 @@ def test_4_bits_that_the_files_do_not_hold_are_refused(make):
     path = make()
     edit_json(path, "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert "they are not" in refusal(path)
-
-
-# --- weights -----------------------------------------------------------------------------------------------
-
-
-def rename(change):
-    return lambda tensors: {change(name): tensor for name, tensor in tensors.items()}
-
-
-def without(*parts):
-    return lambda tensors: {k: v for k, v in tensors.items() if not any(part in k for part in parts)}
-
-
-WEIGHTS = {
-    "missing tensor": (without("layers.1.mlp.up_proj"), "model.layers.1.mlp.up_proj.weight of the model's weights is"),
-    "missing layer": (without("layers.1."), "and 7 more of the model's weights are missing"),
-    "missing head": (without("lm_head"), "lm_head.weight of the model's weights is missing"),
-    "another shape": (
-        lambda tensors: {**tensors, "model.layers.0.self_attn.q_proj.weight": torch.zeros(3, 5)},
-        "model.layers.0.self_attn.q_proj.weight has shape (3, 5), and config.json makes it (32, 32)",
-    ),
-    "fewer rows": (
-        lambda tensors: {k: v[:-8].clone() if v.shape[0] == 8192 else v for k, v in tensors.items()},
-        "has shape (8184, 32)",
-    ),
-    "biases": (
-        lambda tensors: {**tensors, "model.layers.0.self_attn.q_proj.bias": torch.zeros(32)},
-        "model.layers.0.self_attn.q_proj.bias of its files would be ignored",
-    ),
-    "a part for speculation": (
-        lambda tensors: {**tensors, "mtp.fc.weight": torch.zeros(4, 4)},
-        "mtp.fc.weight of its files would be ignored: a llama has no such weight",
-    ),
-    "language_model.": (rename(lambda name: f"language_model.{name}"), "would be ignored"),
-    "two names": (
-        lambda tensors: {**tensors, "norm.weight": torch.ones(32)},
-        "are both its model.norm.weight",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", WEIGHTS.values(), ids=WEIGHTS)
-def test_weights_that_do_not_match_are_refused_by_name(case, make):
-    path = make()
-    edit(path, case[0])
-    assert case[1] in loading_refusal(path)
-
-
-def test_more_rows_in_config_json_than_in_the_files_are_refused(make):
-    path = make()
-    edit_json(path, "config.json", vocab_size=9000)
-    assert "config.json makes it (9000, 32)" in loading_refusal(path)
-
-
-def test_rotary_tables_are_left_out(make):
-    path = make()
-    edit(path, lambda tensors: {**tensors, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
-    assert len(open_weights(find_model(str(path)))[0].names) == len(load_file(path / "model.safetensors")) - 1
-
-
-def test_names_without_the_decoder_s_prefix_are_its_weights(make):
-    path = make()
-    expected = load_file(path / "model.safetensors")
-    edit(path, rename(lambda name: name.removeprefix("model.")))
-    weights, _ = open_weights(find_model(str(path)))
-    assert set(weights.names) == set(expected)
-    model = load_model(find_model(str(path)), CPU)
-    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in expected.items())
-
-
-def test_a_head_of_its_own_beside_a_config_that_ties_is_refused(make):
-    path = make(tie_word_embeddings=True)
-    embedding = load_file(path / "model.safetensors")["model.embed_tokens.weight"]
-    edit(path, lambda tensors: {**tensors, "lm_head.weight": embedding + 0.1})
-    assert "lm_head.weight differs from model.embed_tokens.weight" in loading_refusal(path)
-
-
-@pytest.mark.parametrize("kept", ["both", "head"])
-def test_a_tied_weight_may_be_stored_under_either_name(kept, make):
-    path = make(tie_word_embeddings=True)
-    name = "model.embed_tokens.weight"
-    expected = load_file(path / "model.safetensors")[name]
-    edit(path, lambda tensors: {**tensors, "lm_head.weight": expected.clone()})
-    if kept == "head":
-        edit(path, without("embed_tokens"))
-    weights, _ = open_weights(find_model(str(path)))
-    assert name in weights.names
-    assert "lm_head.weight" not in weights.names
-    model = load_model(find_model(str(path)), CPU)
-    assert torch.equal(model.get_input_embeddings().weight, expected)
-    assert torch.equal(model.get_output_embeddings().weight, expected)
-
-
-def test_files_of_several_number_formats_load(make):
-    path = make()
-    edit(path, lambda tensors: {k: v.bfloat16() if "proj" in k else v.double() for k, v in tensors.items()})
-    model = load_model(find_model(str(path)), CPU)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-
-
-def test_a_library_that_reads_other_numbers_is_caught(make, monkeypatch):
-    """As an error in a release's renaming of weights would: the values are compared, not the names."""
-    from engine.models import loading
-
-    path = make()
-    real = loading._from_library
-
-    def swapped(spec, loader, source, arguments):
-        found = real(spec, loader, source, arguments)
-        if isinstance(found, tuple):
-            layers = found[0].model.layers
-            layers[0].mlp.up_proj, layers[1].mlp.up_proj = layers[1].mlp.up_proj, layers[0].mlp.up_proj
-        return found
-
-    monkeypatch.setattr(loading, "_from_library", swapped)
-    assert "it put other numbers into model.layers.0.mlp.up_proj.weight" in loading_refusal(path)
-
-
-# --- rows and ids ------------------------------------------------------------------------------------------
-
-
-def add_token(path, text, *, special):
-    tokenizer = json.loads((path / "tokenizer.json").read_text())
-    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    tokenizer["added_tokens"].append({"id": 8192, "content": text, "special": special, **token})
-    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
-
-
-def test_a_token_without_a_row_is_refused(make):
-    path = make()
-    add_token(path, "returns nothing", special=False)
-    with pytest.raises(EliteError, match="'returns nothing' as id 8,192, and its model has 8,192 rows"):
-        load_tokenizer(find_model(str(path)))
-
-
-def test_a_control_token_without_a_row_that_nothing_emits_is_left_alone(make):
-    path = make()
-    add_token(path, "<image_soft_token>", special=True)
-    assert load_tokenizer(find_model(str(path))).is_fast
-
-
-HOSTILE_SETTINGS = {
-    "a number format that torch lacks": {"dtype": "evil", "torch_dtype": "int8"},
-    "unknown kinds of layers": {"layer_types": ["evil", "\x1b[31m"]},
-    "a vocabulary of 10^12": {"vocab_size": 10**12},
-    "a size of 10^30": {"hidden_size": 10**30},
-    "an endless rope": {"max_position_embeddings": 10**300},
-    "an activation that is code": {"hidden_act": "os.system"},
-    "a rope of no kind": {"rope_parameters": {"rope_type": "evil", "rope_theta": 0}},
-}
-
-
-@pytest.mark.parametrize("settings", HOSTILE_SETTINGS.values(), ids=HOSTILE_SETTINGS)
-def test_settings_that_make_no_model_are_refused_in_one_line(make, settings):
-    path = make()
-    edit_json(path, "config.json", **settings)
-    with pytest.raises(EliteError) as caught:
-        load_model(find_model(str(path)), CPU)
-    assert "\n" not in str(caught.value)
-    assert "\x1b" not in str(caught.value)
-
-
-def edit_tokenizer(path, **values):
-    edit_json(path, "tokenizer.json", **values)
-    return load_tokenizer(find_model(str(path)))
-
-
-def test_a_tokenizer_that_multiplies_a_text_is_refused(make):
-    grow = {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 16}
-    shrink = {"type": "Replace", "pattern": {"String": "e" * 16}, "content": "e"}
-    assert Encoder(edit_tokenizer(make(), normalizer={"type": "Sequence", "normalizers": [grow, shrink]}))
-    for steps in ([grow] * 3, [{"type": "Sequence", "normalizers": [grow, grow]}, grow]):
-        tokenizer = edit_tokenizer(make(name=f"b{len(steps)}"), normalizer={"type": "Sequence", "normalizers": steps})
-        with pytest.raises(EliteError, match=r"4,096 times longer"):
-            Encoder(tokenizer)
-
-
-def test_a_tokenizer_whose_pattern_gives_up_is_one_line(make):
-    pattern = {"type": "Split", "pattern": {"Regex": "(a+)+$|(\\w+\\s?)*!"}, "behavior": "Isolated", "invert": False}
-    encoder = Encoder(edit_tokenizer(make(), pre_tokenizer=pattern))
-    with pytest.raises(EliteError, match="tokenizer cannot be used"):
-        encoder.encode_documents([("name.py", "word " * 40)])
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.mlp.up_proj.weight"])
-def test_weights_that_are_no_finite_numbers_are_refused_before_a_run_learns_nothing(make, value, name):
-    path = make()
-    edit(path, lambda tensors: {**tensors, name: torch.full_like(tensors[name], value)})
-    assert f"{name} holds numbers that are no finite ones" in loading_refusal(path)
-
-
-def test_one_number_of_a_norm_is_enough(make):
-    path = make()
-
-    def one(tensors):
-        tensors["model.norm.weight"][3] = float("nan")
-        return tensors
-
-    edit(path, one)
-    assert "model.norm.weight holds numbers" in loading_refusal(path)
-
-
-@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"])
-@pytest.mark.parametrize(
-    "content", ["{", "[]", "", "\ufeff{}", '"a"', "[" * 100_000], ids=["cut", "list", "empty", "mark", "text", "deep"]
-)
-def test_a_broken_file_of_settings_is_named(make, name, content):
-    path = make()
-    (path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(EliteError) as caught:
-        load_tokenizer(find_model(str(path)))
-    assert caught.value.code == "model-directory-invalid"
-    assert f"{path}: {name} cannot be read" in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({"rope_parameters": {"rope_type": "foo", "rope_theta": 1e4, "factor": 2.0}}, "does not know 'foo'"),
-        ({"hidden_act": "foo"}, "does not know 'foo'"),
-        ({"rms_norm_eps": "1e-5"}, "config.json cannot be read.*rms_norm_eps.*str"),
-        ({"eos_token_id": "x"}, "config.json cannot be read.*eos_token_id"),
-    ],
-)
-def test_a_value_that_the_library_refuses_is_named(make, values, said):
-    path = make()
-    edit_json(path, "config.json", **values)
-    assert re.search(said, loading_refusal(path))
