@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.test_conversation_rows import GOOD, tokenizer, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.conversations import GOOD, tokenizer, write
 
 from engine.config import DataSection, TrainingSection
 from engine.data.dataset import Dataset, build_dataset

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.test_conversation_rows import write
+from support.conversations import write
 from tokenizers import Tokenizer
 
 from engine.config import DataSection, TrainingSection

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from data.test_conversation_rows import FORMS, SAID
+from support.conversations import FORMS, SAID
 from support.odd_values import ODD, with_one_changed
 
 from engine.data.conversations import RowReader

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data.test_conversation_rows import build, write
+from support.conversations import build, write
 
 
 def session(draw: random.Random, number: int, outputs: list[int]) -> dict[str, Any]:

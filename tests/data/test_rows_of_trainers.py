@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from data.test_conversation_rows import ASKED, GOOD, SAID, build, learnt_texts, write
+from support.conversations import ASKED, GOOD, SAID, build, learnt_texts, write
 
 from engine.data.conversations import RowReader
 from engine.data.messages import NoConversationError

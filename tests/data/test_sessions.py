@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data.test_conversation_rows import build, learnt_texts
+from support.conversations import build, learnt_texts
 from support.odd_values import ODD, with_one_changed
 
 from engine.cli import main

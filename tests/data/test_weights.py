@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from data.test_conversation_rows import build, tokenizer, write
 from steps.test_whole_step import Quiet, gradients
+from support.conversations import build, tokenizer, write
 from support.tiny import tiny_model
 
 from engine.config import LoraSection

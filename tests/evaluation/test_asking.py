@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from data.test_conversation_rows import tokenizer
+from support.conversations import tokenizer
 
 from engine.evaluation.asking import Asking, body_in
 from engine.evaluation.completions import judge

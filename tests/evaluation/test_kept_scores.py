@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data.test_conversation_rows import tokenizer
+from support.conversations import tokenizer
 from support.tiny import tiny_model
 
 from engine.config import DataSection, EvaluationSection

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data.test_conversation_rows import tokenizer
 from support.command_line import status_of
+from support.conversations import tokenizer
 from support.tiny import tiny_model
 from transformers import PreTrainedTokenizerFast
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch.utils.checkpoint
-from data.test_conversation_rows import tokenizer, write
 from steps.test_whole_step import Quiet, gradients
+from support.conversations import tokenizer, write
 from support.tiny import tiny_model
 from transformers import AttentionInterface, AttentionMaskInterface
 
