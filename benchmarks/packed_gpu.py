@@ -30,6 +30,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from packed_shards import write_shards
+from packed_tables import table
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -349,9 +352,11 @@ def front(tiny: bool) -> dict[str, Any]:
     import tempfile
 
     from engine.benchmarking.machine import describe_machine
+    from engine.models.catalogue import find_model
 
     scratch = Path(tempfile.mkdtemp(prefix="packed-"))
-    write_shards(scratch / "model", tiny)
+    spec = find_model("qwen2.5-coder-3b")
+    write_shards(scratch / "model", dataclasses.replace(spec, **TINY) if tiny else spec, placement_of(tiny).device)
     bytes_16 = sum(file.stat().st_size for file in (scratch / "model").glob("*.safetensors"))
     environment = {**os.environ, "XDG_CACHE_HOME": str(scratch / "cache"), "PYTHONPATH": str(ROOT)}
     repository = scratch / "repository"
@@ -393,51 +398,6 @@ def timed_run(words: list[str], environment: dict[str, str]) -> dict[str, Any]:
     return found
 
 
-def write_shards(folder: Path, tiny: bool) -> None:
-    """Writes a random model of the 3B's shapes in bf16 shards, one layer at a time, with the demo's tokenizer."""
-    import shutil
-
-    import torch
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
-
-    from engine.assets import asset
-    from engine.models.catalogue import find_model
-    from engine.models.random import _config
-
-    spec = find_model("qwen2.5-coder-3b")
-    spec = dataclasses.replace(spec, **TINY) if tiny else spec
-    config = _config(spec, spec.layers)
-    config.max_position_embeddings = 32768
-    config.dtype = torch.bfloat16
-    config.architectures = ["Qwen2ForCausalLM"]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    folder.mkdir()
-    config.save_pretrained(folder)
-    device = torch.device("cpu" if tiny else "cuda")
-    shards: dict[str, dict[str, Any]] = {}
-    tied = spec.tied_embeddings
-    for name, value in model.state_dict().items():
-        if not (tied and name == "lm_head.weight"):
-            part = name.split(".")[2] if name.startswith("model.layers.") else "outside"
-            shards.setdefault(part, {})[name] = value
-    torch.manual_seed(0)
-    where = {}
-    for number, values in enumerate(shards.values()):
-        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        made = {}
-        for name, value in values.items():
-            empty = torch.empty(value.shape, dtype=torch.bfloat16, device=device)
-            made[name] = (empty.fill_(1.0) if value.ndim == 1 else empty.normal_(std=0.02)).cpu()
-        save_file(made, folder / file, metadata={"format": "pt"})
-        where |= dict.fromkeys(made, file)
-    index = {"metadata": {"total_size": 0}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(asset("demo-model", name), folder / name)
-
-
 CASES = {"dense": dense, "same": same, "front": front, "hybrid": hybrid}
 
 
@@ -468,49 +428,7 @@ def main() -> None:
         process.join()
         results[name]["wall"] = time.perf_counter() - began
         args.out.write_text(json.dumps(results, indent=1))
-    print(table(results))
-
-
-def table(results: dict[str, Any]) -> str:
-    lines = []
-    for name in CASES:
-        if (found := results.get(name)) is None:
-            continue
-        lines.append(f"== {name}, {found['wall']:.0f} s")
-        if "error" in found:
-            lines += [found["error"], found.get("trace", "")]
-            continue
-        lines += _large_lines(found) if "floors" in found else []
-        for row in found["rows"] if name == "same" else []:
-            seconds, loss = row["seconds"]["total"], row["loss"]
-            lines.append(f"{row['name']:15} {seconds:7.3f} s  loss {loss!r}  gradient {row['gradient_norm']!r}")
-        for row in found["rows"] if name == "front" else []:
-            updates = ", ".join(f"{at:.1f}" for at in row["updates"])
-            lines.append(f"{row['name']:15} rc {row['rc']}, updates after {updates} s, wall {row['wall']:.0f} s")
-            lines += [f"      {at:6.1f} s  {text}" for at, text in row["said"]] + [row.get("stderr", "")][:1]
-    return "\n".join(line for line in lines if line)
-
-
-def _large_lines(found: dict[str, Any]) -> list[str]:
-    floor, text = found["floors"], found["text"]
-    lines = [f"{found['model']}, {found['context']:,} tokens, built in {found['build_seconds']:.0f} s"]
-    for row in found["rows"]:
-        said, seconds = row["predicted"], row["seconds"]["total"]
-        again = " (the same plan)" if row.get("as_before") else ""
-        line = f"{row['cap_gib']} GiB{again}: {seconds:.2f} s (predicted {said['seconds']:.2f}, "
-        line += f"{said['seconds'] / seconds - 1:+.1%}; first {row['first_seconds']:.1f})"
-        if peak := row.get("gpu_peak_allocated"):
-            line += f", GPU {peak / 2**30:.2f} GiB ({said['gpu_allocated'] / peak - 1:+.1%}), reserved "
-            line += f"{row['gpu_peak_reserved'] / 2**30:.2f}"
-        line += f", host {row['host_grown_bytes'] / 2**30:.1f} GiB (predicted {said['host'] / 2**30:.1f})"
-        lines.append(f"{line}, moves {said['moved_bytes'] / 1e9:.0f} GB, plan {row['plan']}")
-    total = floor["attention"] + floor["products"]
-    lines.append(
-        f"floor: attention {floor['attention']:.2f} + products {floor['products']:.2f} = {total:.2f} s; packed bytes "
-        f"three times {floor['bytes']:.2f} s at {floor['link_bytes_a_second'] / 1e9:.1f} GB/s"
-    )
-    lines.append(f"text: first {text['first_token']:.2f} s, a token {text['token']:.3f} s, floor {text['floor']:.3f} s")
-    return lines
+    print(table(results, CASES))
 
 
 if __name__ == "__main__":
