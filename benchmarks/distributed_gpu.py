@@ -39,7 +39,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from distributed_parts import PARTS, SIZES, rank_main
+from distributed_cases import SIZES
+from distributed_parts import PARTS, rank_main
 
 DEFAULT = ["parity", "link", "sums", "ring", "orders", "alone", "zero"]
 
