@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -147,7 +148,12 @@ def fed_pipe(path):
     text = path.read_bytes()
     path.unlink()
     os.mkfifo(path)
-    threading.Thread(target=lambda: path.open("wb").write(text), daemon=True).start()
+
+    def feed():
+        with contextlib.suppress(BrokenPipeError):  # of who opens it and reads nothing
+            path.write_bytes(text)
+
+    threading.Thread(target=feed, daemon=True).start()
 
 
 def make_socket(path):
