@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -20,6 +21,10 @@ limit_omp_spin(os.environ)
 # Where the environment asks for no bytecode, each of hundreds of processes would compile the engine again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A shell starts what runs in its background without SIGINT, and the processes of tests that send it would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What was measured on the machine that runs the tests would change what they plan.
 _CACHE = tempfile.mkdtemp(prefix="elite-tests-")
