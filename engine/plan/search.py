@@ -248,12 +248,12 @@ def _sparing(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _streamed(setting: _Setting, weights: BaseWeights, fixed: Mapping[str, Any]) -> Iterator[Candidate]:
-    """Yields plans of the usual grains, and of shorter blocks where none of them fits and a kernel repeats the keys."""
-    work, fits = setting.work, False
+    """Yields plans of the usual grains, and of short blocks where the GPU lacks room and a kernel repeats the keys."""
+    work, lacks = setting.work, True
     for candidate in _of_grains(setting, weights, fixed, _grains(work.context, fixed, _GRAINS)):
-        fits |= candidate.fits
+        lacks &= candidate.short_of("gpu") > 0
         yield candidate
-    if not fits and work.backend == "efficient" and work.spec.heads != work.spec.kv_heads:
+    if lacks and work.backend == "efficient" and work.spec.heads != work.spec.kv_heads:
         yield from _of_grains(setting, weights, fixed, _grains(work.context, fixed, [_SHORT_BLOCKS]))
 
 
