@@ -16,6 +16,7 @@ from engine.plan.scoring import scoring_part
 from engine.plan.speeds import Speeds, speeds_of
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import BaseWeights, StreamPlan, in_4_bits, streams
+from engine.plan.tile_peaks import repeats_keys
 from engine.plan.time import TimePart, streamed_time, total_seconds, whole_sequence_time
 from engine.plan.transfers import moved_by, written_by
 from engine.plan.window_ring import layers_of_ring
@@ -253,7 +254,7 @@ def _streamed(setting: _Setting, weights: BaseWeights, fixed: Mapping[str, Any])
     for candidate in _of_grains(setting, weights, fixed, _grains(work.context, fixed, _GRAINS)):
         lacks &= candidate.short_of("gpu") > 0
         yield candidate
-    if lacks and work.backend == "efficient" and work.spec.heads != work.spec.kv_heads:
+    if lacks and repeats_keys(work.spec, work.backend):
         yield from _of_grains(setting, weights, fixed, _grains(work.context, fixed, [_SHORT_BLOCKS]))
 
 

@@ -232,7 +232,7 @@ def _tile_attention_forward(w: Widths, layer: Held, backend: Backend) -> PeakCan
         ("a block's output", w.queries + w.logsumexp),
         *_reversed(w, results=w.queries, inputs=w.queries),
     )
-    repeated: Held = (("repeated keys and values", 2 * w.queries),) if _repeats_keys(w, backend) else ()
+    repeated: Held = (("repeated keys and values", 2 * w.queries),) if repeats_keys(w.spec, backend) else ()
     key = (*repeated, *_expanded(w), *_wide_keys(w, backend, copies=1))
     return PeakCandidate(phase="forward", at="in attention", token=held, key=key, fixed=_scores(backend, tensors=2))
 
@@ -333,15 +333,15 @@ _ATTENTION_WORKSPACE: dict[Backend, Callable[[Widths], Held]] = {
 """Bytes per query of the workspace of each kernel's backward pass."""
 
 
-def _repeats_keys(w: Widths, backend: Backend) -> bool:
+def repeats_keys(spec: ModelSpec, backend: Backend) -> bool:
     """Whether the kernel lacks grouped heads, so that each key and value is repeated for every query head."""
-    return backend in ("efficient", "cpu") and w.spec.heads != w.spec.kv_heads
+    return backend in ("efficient", "cpu") and spec.heads != spec.kv_heads
 
 
 def _key_workspace(w: Widths, backend: Backend) -> Held:
     """Bytes per key of the kernel's workspace. Of two consecutive blocks only one is computed, so half of it counts."""
     if w.spec.heads == w.spec.kv_heads or backend == "softcapped":
         return ()
-    if _repeats_keys(w, backend):
+    if repeats_keys(w.spec, backend):
         return (("repeated keys, values and their gradients", 2 * w.queries),)
     return (("gradients of each query head's keys and values", w.queries),)
