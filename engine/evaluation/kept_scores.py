@@ -127,6 +127,6 @@ def _tally(value: Mapping[str, Any]) -> LossTally:
     if "places" not in value:
         return LossTally(sums, counts)
     places, likeliest = (np.array(value[name], dtype=np.int64) for name in ("places", "likeliest"))
-    if places.shape != likeliest.shape:
-        raise ValueError("places and likeliest tokens differ in shape")
+    if places.shape != likeliest.shape or len(places) != counts.sum():
+        raise ValueError("not every scored token has a place and a likeliest token")
     return LossTally(sums, counts, Guesses(places, likeliest))

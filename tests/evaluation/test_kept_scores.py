@@ -156,6 +156,9 @@ def test_scores_of_another_form_are_not_taken(place):
         {**kept, "written": [entry for entry in kept["written"] if entry[:2] != ["completion", ""]]},
         {**kept, "written": [[task, way, found[1:]] for task, way, found in kept["written"]]},
         {**kept, "tally": {"sums": [[1.0]], "counts": [[1.0, 2.0]]}},
+        {**kept, "tally": {name: kept["tally"][name] for name in ("sums", "counts")}},
+        {**kept, "tally": {**kept["tally"], "likeliest": kept["tally"]["likeliest"][1:]}},
+        {**kept, "tally": {**kept["tally"], "places": [3], "likeliest": [3]}},
         {**kept, "tally": []},
         [],
     ]
