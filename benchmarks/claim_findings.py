@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from step_tables import whole_row
+from step_tables import streamed_steps
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -45,8 +45,7 @@ def stored(name: str) -> Any:
 
 def streamed(**wanted: Any) -> list[dict[str, Any]]:
     """Rows of full or partial streamed steps whose fields are as wanted, the most layers first."""
-    rows = [*(stored("streaming") or []), *map(whole_row, (stored("whole-rows-h200") or {"rows": []})["rows"])]
-    rows = [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+    rows = [row for row in streamed_steps() if all(row[name] == value for name, value in wanted.items())]
     return sorted(rows, key=lambda row: -row["layers"] / row["all_layers"])
 
 

@@ -157,7 +157,19 @@ def whole_rows_table() -> str:
     return "\n".join([*lines, "", *(f"    {row['command']}" for row in rows)])
 
 
-def whole_row(row: dict) -> dict:
+def streamed_steps() -> list[dict]:
+    """Streamed steps that were measured: no part of a model's layers where all of them were, under the same limit."""
+    rows = json.loads((RESULTS / "streaming.json").read_text())
+    rows += map(_whole_row, json.loads((RESULTS / "whole-rows-h200.json").read_text())["rows"])
+    whole = {_asked(row) for row in rows if row["layers"] == row["all_layers"]}
+    return [row for row in rows if row["layers"] == row["all_layers"] or _asked(row) not in whole]
+
+
+def _asked(row: dict) -> tuple:
+    return tuple(row[name] for name in ("model", "precision", "context", "vram_cap_gib"))
+
+
+def _whole_row(row: dict) -> dict:
     """A whole step in the form of the streamed ones."""
     asked, was = row["row"], row["measured"]
     seconds = {"total": was["seconds"], **was["stages"]}
@@ -173,10 +185,46 @@ def whole_row(row: dict) -> dict:
     }
 
 
+def decode_table() -> str:
+    """Generated text of this project and of transformers, in turn on one machine."""
+    rows = [row for row in _decoding() if row["part"].startswith("decode")]
+    lines = ["| | batch | transformers.generate | engine | ratios in turn | same tokens |", "|---" * 6 + "|"]
+    for row in rows:
+        precision = row["part"].split()[1]
+        speeds = [f"{row['tokens_per_second'][who]:,.0f} tokens/s" for who in ("transformers.generate", "engine")]
+        ratios = ", ".join(f"{ratio:.1f}" for ratio in row["ratios"])
+        cells = ["NF4" if precision == "nf4" else precision, row["batch"], *speeds, ratios, f"{row['same_tokens']:.0%}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def front_door_table() -> str:
+    """Short steps of `engine train` as a user starts it, with CUDA graphs and without."""
+    lines = [
+        "| `engine train` | tokens/s | a step, median | first event | training begins | in all |",
+        "|---" * 6 + "|",
+    ]
+    for row in _decoding():
+        if row["part"] == "train":
+            cells = [
+                f"graphs {'on' if row['graphs'] else 'off'}",
+                f"{row['tokens_per_second']:,.0f}",
+                f"{1000 * row['median_seconds']:.0f} ms",
+                f"{row['before_the_first_event']:.1f} s",
+                f"{row['phases']['training']:.1f} s",
+                f"{row['whole']:.0f} s",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _decoding() -> list[dict]:
+    return json.loads((RESULTS / "decode-h200.json").read_text())
+
+
 def measured_table() -> str:
     """The README's: what was measured under the limits of smaller cards."""
-    rows = json.loads((RESULTS / "streaming.json").read_text())
-    rows += map(whole_row, json.loads((RESULTS / "whole-rows-h200.json").read_text())["rows"])
+    rows = streamed_steps()
     limits = {7.25: "8 GB", 11: "12 GB", 22.5: "24 GB"}
     shown = [row for row in rows if row["vram_cap_gib"] in limits or row["layers"] == row["all_layers"]]
     shown.sort(key=lambda row: row["context"])

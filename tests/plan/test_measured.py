@@ -111,8 +111,8 @@ def test_the_gpu_peak_of_every_case_and_the_median():
 WHOLE = json.loads((RESULTS / "whole-rows-h200.json").read_text())["rows"]
 
 
-@pytest.mark.parametrize("row", WHOLE, ids=lambda row: row["row"]["model"])
-def test_whole_steps_of_half_a_million_tokens(row):
+@pytest.mark.parametrize("row", WHOLE, ids=lambda row: row["command"].split(" FOLDER ")[1])
+def test_whole_steps_of_half_a_million_tokens_and_more(row):
     """benchmarks/whole_rows_gpu.py: first steps of their processes, without Adam's two states."""
     asked, measured = row["row"], row["measured"]
     layers = find_model(asked["model"]).layers
