@@ -12,8 +12,10 @@ from pathlib import Path
 
 from step_tables import (
     ablation_table,
+    decode_table,
     experts_table,
     filling_table,
+    front_door_table,
     hybrid_table,
     measured_table,
     packed_table,
@@ -60,7 +62,18 @@ def startup_table() -> str:
         lines.append(f"| {row['what']} | {figures} |")
     libraries = ", ".join(f"{name} {cpu[name]}" for name in ("torch", "transformers", "peft", "bitsandbytes"))
     where = f"{cpu['cores']} shared cores under a load of {cpu['load']} when it began"
-    return "\n".join([*lines, "", f"Of {cpu['runs']} fresh processes each. {libraries};", f"{where}."])
+    lines += ["", f"Of {cpu['runs']} fresh processes each. {libraries};", f"{where}."]
+    train = found["train"]
+    lines += [
+        "",
+        f"| `engine train`, {train['model']} in 4 bits, by the clock | first start | later ones |",
+        "|---|---|---|",
+    ]
+    for row in train["rows"]:
+        later = ", ".join(f"{seconds:.1f}" for seconds in row["later"])
+        lines.append(f"| {row['what']} | {row['first']:.1f} s | {later} s |")
+    versions = ", ".join(f"{name} {train['machine']['versions'][name]}" for name in ("torch", "transformers"))
+    return "\n".join([*lines, "", f"One {train['machine']['card']}, {versions}."])
 
 
 def terminal_table() -> str:
@@ -320,6 +333,8 @@ TABLES = (
     (ROOT / "docs" / "benchmarks.md", "unsloth table", rivals_table),
     (ROOT / "docs" / "benchmarks.md", "gemma table", partial(packed_table, "gemma-h200")),
     (ROOT / "docs" / "benchmarks.md", "filling table", filling_table),
+    (ROOT / "docs" / "benchmarks.md", "front door table", front_door_table),
+    (ROOT / "docs" / "benchmarks.md", "generated text table", decode_table),
     (ROOT / "docs" / "benchmarks.md", "ablation table", ablation_table),
     (ROOT / "docs" / "benchmarks.md", "probe table", probe_table),
     (ROOT / "docs" / "benchmarks.md", "convergence table", convergence_table),
