@@ -27,7 +27,10 @@ _FLAGS = {
     "--tokens": "evaluation.tokens",
     "--functions": "evaluation.functions",
     "--lines": "evaluation.lines",
+    "--temperature": "evaluation.temperature",
+    "--top-p": "evaluation.top_p",
 }
+_LETTERS = {"--temperature": "T", "--top-p": "P"}
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: ARG001
@@ -47,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:  # noqa: 
         help="Score on all files of this folder instead of the held-out ones; several are scored one after the other.",
     )
     for flag, path in _FLAGS.items():
-        parser.add_argument(flag, dest=path, metavar="N", help=run_config.field_spec(path).description)
+        description = run_config.field_spec(path).description
+        parser.add_argument(flag, dest=path, metavar=_LETTERS.get(flag, "N"), help=description)
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="One field of the run's configuration."
     )

@@ -112,6 +112,18 @@ class EvaluationSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only
         int,
         Meta(ge=0, le=10_000, description="Lines of held-out files that both models complete, at most."),
     ] = 64
+    temperature: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10,
+            description="Completed functions and lines are the likeliest text at 0, else drawn at this temperature, "
+            "both models by the same numbers.",
+        ),
+    ] = 0.0
+    top_p: Annotated[
+        float, Meta(gt=0, le=1, description="Drawn text: from the likeliest tokens that sum to this probability.")
+    ] = 1.0
     retrieval: Annotated[
         bool,
         Meta(

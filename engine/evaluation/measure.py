@@ -22,6 +22,7 @@ from engine.evaluation.result import ASKED_TASK, Evaluation, Excerpt, TaskResult
 from engine.evaluation.retrieval import RepositoryPrompts
 from engine.evaluation.tally import LossTally, by_language, by_position, overall, tally_losses
 from engine.evaluation.tasks import Before, Task, ask, complete, tasks_of
+from engine.generation.sampling import Sampling
 from engine.quantities import counted
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def evaluate_pair(
     """
     began = time.monotonic()
     budget = min(settings.function_tokens, subject.context // 2)
+    drawn = Sampling(temperature=settings.temperature, top_p=settings.top_p)
 
     def fits(function: HeldOutFunction) -> bool:
         [ids] = encoder.encode_documents([(function.path, function.body)])
@@ -121,6 +123,7 @@ def evaluate_pair(
                             max_tokens=most,
                             progress=report,
                             before=before,
+                            drawn=drawn,
                         )
                 if asking is not None and functions:
                     written["completion", ASKED] = ask(
@@ -131,12 +134,15 @@ def evaluate_pair(
                         context=subject.context,
                         max_tokens=budget,
                         progress=report,
+                        drawn=drawn,
                     )
         return Measured(tally, written, general)
 
     prompts = [] if near is None else trained
     asked = kept_scores.asked(held_out, encoder, settings, requests, prompts, asking)
     asked["lengths"] = [settings.tokens, budget, subject.context]
+    if drawn.temperature:
+        asked["drawn"] = [drawn.temperature, drawn.top_p]
     base = None if baselines is None else kept_scores.read(baselines.read("evaluation", asked), held_out, requests)
     if base is None:
         base = measure(pair.base(), "base model", base=True)
@@ -207,6 +213,11 @@ def _compared(base: Measured, tuned: Measured) -> Iterator[TaskResult]:
 
 def _notes(functions: Sequence[HeldOutFunction], settings: EvaluationSection, files: int) -> Sequence[str]:
     notes = []
+    if settings.temperature and (functions or settings.lines):
+        notes.append(
+            f"completed text was drawn at temperature {settings.temperature:g}, top-p {settings.top_p:g}: "
+            "another draw has other marks"
+        )
     if settings.functions and not functions:
         notes.append(
             "no held-out file that parses has a function of a suitable length in a language whose grammar is known"

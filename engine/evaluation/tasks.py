@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,8 @@ Task = Literal["completion", "fill-in-the-middle", "next line"]
 Before = Callable[[HeldOutFunction, int], list[int]]
 """Ids to put before a request, at most so many (engine.evaluation.retrieval)."""
 
+LIKELIEST = Sampling()
+"""Greedy text."""
 _CHARACTERS = 6
 """Upper bound of characters per token on average; text beyond this many times the budget is cut before encoding."""
 
@@ -58,8 +61,9 @@ def complete(
     max_tokens: int,
     progress: Callable[[int, int, str], None],
     before: Before | None = None,
+    drawn: Sampling = LIKELIEST,
 ) -> list[Completion]:
-    """Generates the likeliest body of each function, with the model's adapter on or off as it is now.
+    """Generates a body of each function, with the model's adapter on or off as it is now.
 
     Args:
         model: In evaluation mode, its weights on one device.
@@ -70,11 +74,12 @@ def complete(
         max_tokens: Maximum tokens of a body; a longer one is cut off and marked as it is.
         progress: Called with functions done and their total at every step; may raise to abort.
         before: What else the prompt holds; a request has no more tokens for it.
+        drawn: Temperature, nucleus and seed of drawn text. The n-th function's numbers depend on seed and n alone.
     """
     budget = max(16, context - max_tokens)
     prompts = [request_of(function, task, encoder, budget, before) for function in functions]
     report = _counting(progress, len(functions), f"functions ({task})")
-    texts = _write(model, encoder, prompts, max_tokens, functions, task, report)
+    texts = _write(model, encoder, prompts, dataclasses.replace(drawn, max_tokens=max_tokens), functions, task, report)
     return [judge(function, text, ends=ends) for function, (text, ends) in zip(functions, texts, strict=True)]
 
 
@@ -87,12 +92,13 @@ def ask(
     context: int,
     max_tokens: int,
     progress: Callable[[int, int, str], None],
+    drawn: Sampling = LIKELIEST,
 ) -> list[Completion]:
     """Asks for each function through the model's chat template. Arguments as for `complete`."""
     most = max_tokens + ANSWER_TOKENS
     prompts = [asking.request(function, max(16, context - most)) for function in functions]
     report = _counting(progress, len(functions), "functions (asked)")
-    answers = _write(model, encoder, prompts, most, functions, None, report)
+    answers = _write(model, encoder, prompts, dataclasses.replace(drawn, max_tokens=most), functions, None, report)
     found = [(*body_in(function, answer), ends) for function, (answer, ends) in zip(functions, answers, strict=True)]
     # What follows the body in an answer may be cut off.
     return [
@@ -116,7 +122,7 @@ def _write(
     model: Any,
     encoder: Encoder,
     prompts: Sequence[Sequence[int]],
-    max_tokens: int,
+    sampling: Sampling,
     functions: Sequence[HeldOutFunction],
     task: Task | None,
     report: Callable[[int], None],
@@ -124,22 +130,24 @@ def _write(
     """Generates up to an end token, or up to the end of the function or line; an answer has no other end.
 
     Args:
-        model, encoder, max_tokens: As in `complete`.
+        model, encoder: As in `complete`.
         prompts: Token ids of each request.
+        sampling: Settings of all; each adds its index to the seed.
         functions: Functions that end their own text.
         report: Called with the number of texts that ended, at every step.
 
     Returns:
-        Each text, and whether it ended within `max_tokens`.
+        Each text, and whether it ended within the sampling's `max_tokens`.
     """
     texts, ended = [""] * len(prompts), [False] * len(prompts)
     streams = [TextStream(encoder.tokenizer, prompt) for prompt in prompts]
-    sampling = Sampling(max_tokens=max_tokens)
     # The longest prompts first: a long one that came last would be decoded alone.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    capacity = max((len(prompt) for prompt in prompts), default=0) + max_tokens
+    capacity = max((len(prompt) for prompt in prompts), default=0) + sampling.max_tokens
     with open_generator(model, capacity=capacity, rows=min(ROWS, len(prompts)), ends=encoder.ends) as generator:
-        numbers = {generator.submit(prompts[i], sampling): i for i in order}
+        numbers = {
+            generator.submit(prompts[i], dataclasses.replace(sampling, seed=sampling.seed + i)): i for i in order
+        }
         while generator.busy:
             events = generator.step()
             for number, token, finished in events:

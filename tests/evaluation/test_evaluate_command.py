@@ -142,6 +142,13 @@ def test_the_base_model_is_scored_once(run, tmp_path, monkeypatch, capsys):
     assert evaluate() == (first, True)
     assert {task["task"]: task["functions"] for task in first["tasks"]}["next line"] == 1
     assert not evaluate("--tokens", "300")[1]
+    assert evaluate("--top-p", "0.5") == (first, True)  # nothing is drawn
+    drawn, from_kept = evaluate("--temperature", "0.7", "--top-p", "0.9")
+    assert not from_kept
+    assert "completed text was drawn at temperature 0.7, top-p 0.9: another draw has other marks" in drawn["notes"]
+    assert evaluate("--temperature", "0.7", "--top-p", "0.9") == (drawn, True)
+    assert not evaluate("--temperature", "0.8", "--top-p", "0.9")[1]
+    assert drawn["perplexity"] == first["perplexity"]
     for path in folder.glob("evaluation-*.json"):
         text = path.read_text()
         path.write_text(text.replace("0.0", "1.0", 1))

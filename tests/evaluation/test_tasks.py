@@ -10,6 +10,7 @@ from engine.config import EvaluationSection
 from engine.evaluation.functions import SourceText, choose_functions
 from engine.evaluation.result import evaluation_from_json, samples_of, task_result
 from engine.evaluation.tasks import complete, prompt_of, tasks_of
+from engine.generation.sampling import Sampling
 from engine.tokenization.encoder import demo_encoder
 
 FILE = SourceText(
@@ -83,6 +84,40 @@ def test_what_is_known_by_heart_is_written(encoder, learnt):
     samples = samples_of(functions, bad, good)
     assert samples[0].truth == samples[0].after.rstrip()
     assert samples[0].prompt.endswith(":")
+
+
+def drawn_by_transformers(model, prompt, ends, seed, most, temperature, top_p):
+    """Draws each token where the sum of its probabilities, in the vocabulary's order, passes the next number."""
+    numbers = torch.Generator().manual_seed(seed)
+    ids = list(prompt)
+    while len(ids) < len(prompt) + most:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+        chances = (logits / temperature).softmax(-1)
+        order = chances.argsort(descending=True)
+        rest = order[chances[order].cumsum(0) - chances[order] >= top_p]
+        chances[rest] = 0.0
+        number = torch.rand((), generator=numbers, dtype=torch.float64)
+        ids.append(int((chances.cumsum(0) <= number * chances.sum()).sum()))
+        if ids[-1] in ends:
+            return ids[len(prompt) : -1]
+    return ids[len(prompt) :]
+
+
+def test_drawn_text_is_that_of_a_plain_loop_and_of_its_own_seed(encoder, learnt):
+    functions = choose_functions([FILE], 10)
+    arguments = {"context": 400, "max_tokens": 24, "progress": quiet}
+    for model in (learnt, small_model(encoder)):
+        given = Sampling(temperature=1.4, top_p=0.9, seed=5)
+        found = complete(model, encoder, functions, "fill-in-the-middle", **arguments, drawn=given)
+        for number, (function, completion) in enumerate(zip(functions, found, strict=True)):
+            prompt = prompt_of(function, "fill-in-the-middle", encoder, 376)
+            ids = drawn_by_transformers(model, prompt, encoder.ends, 5 + number, 24, 1.4, 0.9)
+            assert completion.text == encoder.tokenizer.decode(
+                prompt[-4:] + ids, skip_special_tokens=False
+            ).removeprefix(encoder.tokenizer.decode(prompt[-4:], skip_special_tokens=False)).rstrip("\ufffd")
+    other = complete(model, encoder, functions, "fill-in-the-middle", **arguments, drawn=Sampling(temperature=1.4))
+    assert [c.text for c in other] != [c.text for c in found]
 
 
 def test_writing_is_abandoned_within_a_token(encoder, learnt):
