@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent))
 
 MODEL = "qwen3-coder-30b-a3b"
 BOTH = {"targets": ["all-linear", "experts"]}
@@ -142,9 +141,9 @@ def shapes_and_placement(tiny: bool) -> tuple[Any, Any]:
 
 def measured(case: dict, spec: Any, placement: Any, base: Any, link: float) -> dict[str, Any]:
     """One case: the layout that the planner chooses, what it says, what was measured, and the floor."""
-    import streaming_gpu
     import torch
 
+    from benchmarks import streaming_gpu
     from engine.benchmarking import streaming
     from engine.config import LoraSection
     from engine.plan.request import workload_of
@@ -153,10 +152,11 @@ def measured(case: dict, spec: Any, placement: Any, base: Any, link: float) -> d
     tiny = placement.device.type == "cpu"
     machine = simulated(case) if tiny else streaming_gpu.machine_of(case)
     case = {**case, "plan": {"weights": "streamed"}}
-    plan = streaming_gpu.chosen(machine, spec, case)
+    layout = streaming_gpu.chosen(machine, spec, case)
+    plan, table_on_host = layout.stream, layout.table_home == "host"
     if tiny:
         plan = dataclasses.replace(plan, tile=64, key_block=128)
-    said = streaming_gpu.predict(machine, spec, plan, case)
+    said = streaming_gpu.predict(machine, spec, plan, case, table_on_host=table_on_host)
     lora, before = LoraSection(**case.get("lora", {})), resident()
     row = streaming.measure_step(
         spec,
@@ -168,6 +168,7 @@ def measured(case: dict, spec: Any, placement: Any, base: Any, link: float) -> d
         lora=lora,
         base=base,
         spill_directory=Path("/tmp"),
+        table_on_host=table_on_host,
     )
     row |= {"predicted": said, "host_resident": before + row["host_rss_bytes"]}
     if placement.device.type == "cuda":
