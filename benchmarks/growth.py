@@ -292,7 +292,7 @@ def model_config(text: str) -> object:
     from engine.models.config_reader import spec_from_config
 
     try:
-        return spec_from_config({"model_type": "llama", "architectures": [text], "hidden_size": text}, text)
+        return spec_from_config({"model_type": "llama", "architectures": [text], "hidden_size": text}, name=text)
     except Exception:
         return None
 
