@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -39,7 +40,7 @@ WHOLE = (
     "label_smoothing",
     "streamed_backprop",
 )
-STREAMED = {
+STREAMED: dict[str, dict[str, Any]] = {
     "without fused kernels": {"fused": False},
     "baseline: NF4, stash, hidden states on the host": {},
     "attention_stash off": {"plan": {"stash": False}},
@@ -135,7 +136,7 @@ def streamed(args: argparse.Namespace) -> list[dict]:
     from engine.models.placement import choose_placement
     from engine.plan.stream_plan import StreamPlan
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, change in STREAMED.items():
         precision = change.get("precision", "nf4")
         weights = "nf4" if precision == "nf4" else "resident"

@@ -11,8 +11,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from claim_findings import (
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.claim_findings import (
     NOT_YET,
     ROOT,
     Finding,

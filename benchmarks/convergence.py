@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -90,14 +91,14 @@ def report(args: argparse.Namespace, results: dict[str, list[Outcome]]) -> None:
 
     from engine.benchmarking.machine import describe_machine
 
+    rows = {name: [dataclasses.asdict(outcome) for outcome in runs] for name, runs in results.items()}
+    for row in itertools.chain.from_iterable(rows.values()):
+        row.pop("run")
     stored = {
         "command": f"python benchmarks/convergence.py --repo . --seeds {args.seeds} --steps {args.steps}",
         "machine": describe_machine(torch.device("cpu")),
-        "rows": {name: [dataclasses.asdict(outcome) for outcome in runs] for name, runs in results.items()},
+        "rows": rows,
     }
-    for runs in stored["rows"].values():
-        for outcome in runs:
-            outcome.pop("run")
     RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
     print(table(stored))
 

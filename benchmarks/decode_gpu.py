@@ -108,9 +108,12 @@ def decode(sizes: Sizes, precision: str) -> list[dict[str, Any]]:
         def by_engine(ids: Any = ids, new: int = sizes.new) -> list[list[int]]:
             texts: list[list[int]] = [[] for _ in ids]
             with open_generator(model, capacity=ids.shape[1] + new, rows=len(ids)) as generator:
-                write_together(
-                    generator, ids.tolist(), Sampling(max_tokens=new), lambda i, token: texts[i].append(token) is None
-                )
+
+                def keep(i: int, token: int) -> bool:
+                    texts[i].append(token)
+                    return True
+
+                write_together(generator, ids.tolist(), Sampling(max_tokens=new), keep)
                 by_engine.captures = getattr(generator, "captures", None)  # type: ignore[attr-defined]
             return texts
 
@@ -256,7 +259,7 @@ def _profiled(run: Any) -> dict[str, Any]:
     kernels = sorted(
         (e.start_ns(), e.start_ns() + e.duration_ns(), e.name()[:60])
         for e in events
-        if e.device_type() == torch.autograd.DeviceType.CUDA
+        if e.device_type() == torch._C._autograd.DeviceType.CUDA
     )
     gaps: dict[str, float] = {}
     end, before, busy = kernels[0][0], "", 0.0
@@ -316,7 +319,7 @@ def imports(_: Sizes) -> list[dict[str, Any]]:
 
 
 def train(sizes: Sizes) -> list[dict[str, Any]]:
-    from ablation import write_random_model
+    from benchmarks.ablation import write_random_model
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:

@@ -37,10 +37,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT))
 
-from distributed_cases import SIZES
-from distributed_parts import PARTS, rank_main
+from benchmarks.distributed_cases import SIZES
+from benchmarks.distributed_parts import PARTS, rank_main
 
 DEFAULT = ["parity", "link", "sums", "ring", "orders", "alone", "zero"]
 
@@ -91,7 +91,7 @@ class Launch:
         found = json.loads(self.part.read_text()) if self.part.exists() else []
         if self._process.returncode:
             found.append({"case": "launch", "ranks": 0, "error": f"ended with {self._process.returncode}"})
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 def versions(device: str) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[st
 
 def stored(path: Path) -> dict[str, Any]:
     """A file of results; an empty one where there is none."""
-    return json.loads(path.read_text()) if path.exists() else {"commands": [], "rows": []}  # type: ignore[no-any-return]
+    return json.loads(path.read_text()) if path.exists() else {"commands": [], "rows": []}
 
 
 def main() -> int:

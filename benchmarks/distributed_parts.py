@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distributed_cases import SIZES, Record, Sizes, case
+from benchmarks.distributed_cases import SIZES, Record, Sizes, case
 
 GIB = 1 << 30
 
@@ -55,7 +55,8 @@ def orders_part(args: argparse.Namespace, sizes: Sizes, group: Any, record: Reco
 
 def alone_part(args: argparse.Namespace, sizes: Sizes, group: Any, record: Record) -> None:
     """The ring's windows on one GPU."""
-    ring(args, group, record, sizes.model, *sizes.contexts[args.number], "alone", "")
+    context, layers = sizes.contexts[args.number]
+    ring(args, group, record, sizes.model, context, layers, "alone", "")
     if args.number == 0:
         ring(args, group, record, sizes.model, *sizes.other_orders, "alone", "")
 

@@ -28,11 +28,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from evidence_tables import print_tables, summary, together
-from evidence_worker import SCORED_TOKENS, Job, Session, Worker, run, start
-
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.evidence_tables import print_tables, summary, together
+from benchmarks.evidence_worker import SCORED_TOKENS, Job, Session, Worker, run, start
 
 NEWER = ("mcp", "openai_agents", "smolagents")
 "Packages first released after the model, which cannot have seen them."

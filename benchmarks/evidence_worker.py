@@ -96,7 +96,7 @@ class Worker:
                 gpus.append(dataclasses.replace(gpu, memory_total=own, memory_free=own - SCORING_BYTES))
             return dataclasses.replace(machine, gpus=tuple(gpus))
 
-        setup.take_inventory = inventory  # type: ignore[assignment]
+        setup.take_inventory = inventory  # type: ignore[attr-defined]
         self.inventory = inventory
 
     def config(self, job: Job) -> Any:
@@ -145,7 +145,7 @@ class Worker:
             random.Random(job.seed).shuffle(updates)
             return windows, updates
 
-        fine_tune.updates_of = shuffled if job.mixed else planned
+        fine_tune.updates_of = shuffled if job.mixed else planned  # type: ignore[attr-defined]
         fine_tune.train(session)
         finished = next(event for event in session.events if isinstance(event, RunFinished))
         steps = [event.seconds for event in session.events if isinstance(event, StepCompleted)]

@@ -302,7 +302,7 @@ def cases(door: FrontDoor) -> dict[str, Callable[[], dict[str, Any]]]:
         "alone whole": lambda: door.one("alone whole", "whole", "1"),
     }
     for name in ("data", "ring", "ulysses"):
-        found[name] = lambda name=name: door.strategy(name)  # type: ignore[misc]
+        found[name] = lambda name=name: door.strategy(name)
     found |= {
         "kill ring": lambda: door.kill("kill ring", "ring"),
         "kill data": lambda: door.kill("kill data", "data"),
@@ -312,7 +312,7 @@ def cases(door: FrontDoor) -> dict[str, Callable[[], dict[str, Any]]]:
         "refused": door.refused,
     }
     for name in zero:  # last: on a CPU DeepSpeed compiles at its first use
-        found[name] = lambda name=name: door.strategy(name)  # type: ignore[misc]
+        found[name] = lambda name=name: door.strategy(name)
     if door.cpu:
         del found["refused"]  # without a GPU any number of ranks is taken
     return found

@@ -23,9 +23,9 @@ import time
 import traceback
 from pathlib import Path
 
-from hybrid_rule import measure_rule
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.hybrid_rule import measure_rule
 
 SHAPES = {
     "0.8b": {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24},

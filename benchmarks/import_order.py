@@ -17,7 +17,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from import_resolvers import RULES, Pair
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.import_resolvers import RULES
+from benchmarks.name_resolvers import Pair
 
 
 def ordered(folder: Path) -> Iterator[str]:

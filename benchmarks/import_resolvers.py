@@ -13,7 +13,19 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from name_resolvers import Pair, Texts, csharp, elixir, jvm, perl, php, swift, terraform, without_comments, words
+from benchmarks.name_resolvers import (
+    Pair,
+    Texts,
+    csharp,
+    elixir,
+    jvm,
+    perl,
+    php,
+    swift,
+    terraform,
+    without_comments,
+    words,
+)
 
 
 def ruby(texts: Texts) -> set[Pair]:
@@ -101,10 +113,10 @@ def go(texts: Texts, root: Path) -> set[Pair]:
         package = re.search(r"(?m)^package\s+(\w+)", codes[name])
         own = packages[folder, package[1] if package else ""]
         for word in set(re.findall(r"(?<![\w.])[A-Za-z_]\w*", codes[name])):
-            found = own.get(word, set())
-            tests_only = not name.endswith("_test.go") and any(each.endswith("_test.go") for each in found)
-            if len(found) == 1 and found != {name} and not tests_only:
-                pairs.add((name, *found))
+            homes = own.get(word, set())
+            tests_only = not name.endswith("_test.go") and any(each.endswith("_test.go") for each in homes)
+            if len(homes) == 1 and homes != {name} and not tests_only:
+                pairs.add((name, *homes))
     return pairs
 
 

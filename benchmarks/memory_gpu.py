@@ -23,10 +23,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memory_cases import CASES, DEFAULTS, K
-from memory_peaks import Peaks, clear, rss, trace_peak
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.memory_cases import CASES, DEFAULTS, K
+from benchmarks.memory_peaks import Peaks, clear, rss, trace_peak
 
 if TYPE_CHECKING:
     from engine.models.fine_tuning import FineTuning

@@ -30,11 +30,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from packed_shards import write_shards
-from packed_tables import table
-
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.packed_shards import write_shards
+from benchmarks.packed_tables import table
 
 CONTEXT = 32768
 CARDS = ((16, 14.5), (24, 22.5))

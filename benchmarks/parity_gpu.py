@@ -131,8 +131,8 @@ class Bench:
             key_block=self.tile * 5 // 3,
             loss_piece=256,
             stash=layout.stash,
-            kv_home=layout.kv_home,  # type: ignore[arg-type]
-            hidden_home=layout.hidden_home,  # type: ignore[arg-type]
+            kv_home=layout.kv_home,
+            hidden_home=layout.hidden_home,
             attention="efficient" if self.device.type == "cuda" else "cpu",
         )
         errors, losses = [], []

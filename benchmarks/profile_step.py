@@ -66,9 +66,9 @@ def main() -> None:
 def print_idle(profile: torch.profiler.profile) -> None:
     """Prints when no kernel ran although the step had not ended, between which two kernels, and what else ran then."""
     events = profile.profiler.kineto_results.events()
-    on_gpu = [e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA]
+    on_gpu = [e for e in events if e.device_type() == torch._C._autograd.DeviceType.CUDA]
     kernels = sorted((e for e in on_gpu if not e.name().startswith("Mem")), key=lambda e: e.start_ns())
-    others = [e for e in events if e.device_type() != torch.autograd.DeviceType.CUDA or e.name().startswith("Mem")]
+    others = [e for e in events if e.device_type() != torch._C._autograd.DeviceType.CUDA or e.name().startswith("Mem")]
     idle: dict[tuple[str, str], list[tuple[int, int]]] = {}
     end, before = kernels[0].start_ns(), ""
     for kernel in kernels:

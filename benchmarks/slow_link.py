@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT))
 
 REPEATS = 5
 WAYS = (("whole", 0), ("powersgd r=1", 1), ("powersgd r=4", 4))
@@ -84,9 +84,9 @@ def main() -> int:
     parser.add_argument("--gbits", type=float, nargs="*", default=[1.0, 10.0])
     parser.add_argument("--device-ms", type=float, nargs="*", default=[5.0, 20.0])
     args = parser.parse_args()
-    import slow_link  # by its name, so that a new process finds the function
     import torch
 
+    from benchmarks import slow_link  # noqa: PLW0406  # by its name, so that a new process finds the function
     from engine.launch.rank_processes import run_processes
 
     links = [float("inf"), *(gbits * 1e9 / 8 for gbits in args.gbits)]

@@ -137,8 +137,8 @@ def count_start(
 def time_training(shape: str, runs: int, file: Path | None) -> None:
     """Prints the seconds of a first start, which quantises the weights, and of later ones, which read the copy."""
     import torch
-    from packed_shards import write_shards
 
+    from benchmarks.packed_shards import write_shards
     from engine.benchmarking.machine import describe_machine
     from engine.models.catalogue import find_model
 

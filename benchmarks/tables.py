@@ -10,7 +10,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from step_tables import (
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.step_tables import (
     ablation_table,
     decode_table,
     experts_table,
@@ -25,10 +28,6 @@ from step_tables import (
     streaming_table,
     whole_rows_table,
 )
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
 from engine.quantities import format_seconds
 
 
@@ -131,7 +130,7 @@ def memory_table() -> str:
 
 
 def convergence_table() -> str:
-    from convergence import table
+    from benchmarks.convergence import table
 
     return table(json.loads((ROOT / "benchmarks/results/convergence.json").read_text()))
 
@@ -296,7 +295,7 @@ def _points(mark: dict) -> str:
 
 def long_context_table(name: str) -> str:
     """Perplexity over all packages, by model, order and window."""
-    from claim_findings import ORDERS, mean_perplexity
+    from benchmarks.claim_findings import ORDERS, mean_perplexity
 
     found = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
     windows = sorted({row["context"] for row in found["rows"]})
