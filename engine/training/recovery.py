@@ -67,7 +67,9 @@ class Recovery:
         self._session, self._parts, self._progress = session, parts, progress
         self._keeper, self._updates = rollback, updates
         self._bounds = session.config.recovery
-        self._spikes = SpikeDetector(self._bounds.spike_threshold if self._bounds.enabled else 0.0)
+        self._spikes = SpikeDetector(
+            self._bounds.spike_threshold if self._bounds.enabled else 0.0, progress.latest_losses
+        )
         self._gone_back_to: int | None = None
         self._heat = HeatWatch(session.emit)
         self._host_memory = HostMemoryWatch(

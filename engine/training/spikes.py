@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections import deque
 
 WINDOW = 64
 """Number of latest losses that a new one is compared with."""
@@ -21,11 +20,12 @@ class SpikeDetector:
 
     Args:
         threshold: Robust deviations above the median beyond which a loss is a spike; 0 switches detection off.
+        latest: The latest losses, changed in place, so that a resumed run knows those before it. None: there are none.
     """
 
-    def __init__(self, threshold: float) -> None:
+    def __init__(self, threshold: float, latest: list[float] | None = None) -> None:
         self._threshold = threshold
-        self._latest: deque[float] = deque(maxlen=WINDOW)
+        self._latest = [] if latest is None else latest
 
     def deviation(self, loss: float) -> float:
         """Returns the robust deviations of a loss above the median; 0 while too few losses are known."""
@@ -40,4 +40,5 @@ class SpikeDetector:
         if self._threshold and self.deviation(loss) > self._threshold:
             return True
         self._latest.append(loss)
+        del self._latest[:-WINDOW]
         return False

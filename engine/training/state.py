@@ -63,6 +63,8 @@ class Progress:
     "Updates that were skipped, counted from 1."
     recoveries: list[str] = field(default_factory=list)
     "Failures so far and their recoveries, one line each."
+    latest_losses: list[float] = field(default_factory=list)
+    "Losses of the latest updates, oldest first, which engine.training.spikes compares the next one with."
     stage: int | None = None
     "Position of the stage that `layout` belongs to, of a run whose windows grow; None before the first one."
     layout: dict[str, Any] | None = None
@@ -122,7 +124,12 @@ def capture(parts: TrainerComponents, progress: Progress, generators: RandomStat
     )
     tuning = parts.tuning
     return Snapshot(
-        progress=dataclasses.replace(progress, skipped=list(progress.skipped), recoveries=list(progress.recoveries)),
+        progress=dataclasses.replace(
+            progress,
+            skipped=list(progress.skipped),
+            recoveries=list(progress.recoveries),
+            latest_losses=list(progress.latest_losses),
+        ),
         tensors={
             tuning.weights_file: {
                 name: t.detach().to("cpu", copy=True).contiguous() for name, t in tuning.state().items()

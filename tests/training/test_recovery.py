@@ -15,6 +15,7 @@ from engine.models.adapter import trainable
 from engine.models.fine_tuning import AdapterTuning
 from engine.plan.step_layout import StepLayout
 from engine.plan.stream_plan import StreamPlan
+from engine.protocol.commands import Stop
 from engine.protocol.events import CheckpointSaved, RecoveryTaken, StepCompleted
 from engine.steps.fallback_policy import FallbackPolicy
 from engine.steps.oom_fallback import FallbackStep
@@ -24,7 +25,7 @@ from engine.training.checkpoints import verify
 from engine.training.loop import fit
 from engine.training.rollback import KEEP_STEPS
 from engine.training.spikes import SpikeDetector
-from engine.training.state import read_snapshot
+from engine.training.state import read_snapshot, restore
 
 CPU = torch.device("cpu")
 PLAN = StreamPlan(tile=16, key_block=32, loss_piece=16)
@@ -284,6 +285,20 @@ def test_a_spike_goes_back_to_the_last_snapshot_and_past_it(tmp_path):
     assert f"went back to step {2 * KEEP_STEPS}" in taken.what
     assert progress.skipped == [21, 22, 23, 24]
     assert [e.step for e in session.of(StepCompleted)] == [s for s in range(1, progress.total_steps + 1) if s != 24]
+
+
+def test_a_spike_soon_after_resuming_is_compared_with_the_losses_before(tmp_path):
+    settings = {"training": {"epochs": 6}, "recovery": {"spike_threshold": 5}}
+    first = new_session(tmp_path, {20: [Stop(id="1")]}, **settings)
+    assert fit(first, *build(first)) == "stopped"
+    session = new_session(tmp_path, run=first.run, resuming=True, **settings)
+    parts, _ = build(session, step_type=poisoned({4: 3.0}))
+    saved = read_snapshot(verify(first.run.path / first.of(CheckpointSaved)[-1].path))
+    restore(saved, parts)
+    assert fit(session, parts, saved.progress) == "completed"
+    (taken,) = session.of(RecoveryTaken)
+    assert "skipped the data of steps 21 to 24" in taken.what
+    assert [e.step for e in session.of(StepCompleted)] == [21, 22, 23, *range(25, saved.progress.total_steps + 1)]
 
 
 def test_it_gives_up_after_so_many_times_with_a_report(tmp_path):
