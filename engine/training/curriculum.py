@@ -33,11 +33,13 @@ class Curriculum:
         return max(-(-self.context // pieces), min(SHORTEST, self.context))
 
     def cut(self, windows: Sequence[Window], step: int) -> list[Window]:
-        """Cuts windows into the sequences of the update after `step` updates; drops a rest without targets."""
+        """Cuts windows into the sequences of the update after `step` updates; drops a rest without targets.
+
+        A window whose only label is the first token of a piece, which nothing predicts, stays whole.
+        """
         length = self.length(step)
-        return [
-            piece
-            for window in windows
-            for start in range(0, len(window), length)
-            if (piece := window.part(start, start + length)).targets
-        ]
+        found: list[Window] = []
+        for window in windows:
+            parts = (window.part(start, start + length) for start in range(0, len(window), length))
+            found += [part for part in parts if part.targets] or [window]
+        return found

@@ -103,6 +103,14 @@ def test_a_curriculum_loses_no_token_but_one_that_has_nothing_to_predict(context
         assert curriculum.cut([window], 60)[0].starts == window.starts
 
 
+def test_a_curriculum_keeps_a_label_that_a_cut_would_leave_unpredicted():
+    labels = np.zeros((2, 100), dtype=bool)
+    labels[0, 64] = labels[1, 64:66] = True
+    alone, beside = (Window(np.arange(100), learnt=learnt) for learnt in labels)
+    cut = Curriculum(context=512, total_steps=100).cut([alone, beside], 0)
+    assert [(len(piece), piece.targets) for piece in cut] == [(100, 1), (36, 1)]
+
+
 @given(limit=st.integers(0, 300), most=st.integers(1, 256))
 def test_the_largest_micro_batch_is_found(limit, most):
     asked = []
