@@ -41,6 +41,9 @@ _FIM = {
     "FIM_SEP_ID": ("<|file_sep|>",),
 }
 _UNUSED_SCORE = -1e6
+_PREPEND = {"type": "Prepend", "prepend": "▁"}
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+"""What llama.cpp does to a text before it looks for SentencePiece's tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +122,11 @@ def read_tokenizer(folder: Path, vocabulary: int) -> GgufTokenizer:
         "chat_template": _chat_template(folder, settings),
     }
     if model.get("byte_fallback"):
+        _check_pieces(stored)
         return GgufTokenizer(
             kind="llama", pre="default", scores=_scores(pairs, ids, tokens), space_prefix=_prefixes(stored), **common
         )
+    _check_bytes(stored)
     return GgufTokenizer(kind="gpt2", pre=_pre(stored), merges=[" ".join(pair) for pair in pairs], **common)
 
 
@@ -183,11 +188,53 @@ def _pre(stored: dict[str, Any]) -> str:
     return _SPLITS[steps]
 
 
+def _check_bytes(stored: dict[str, Any]) -> None:
+    """Refuses settings of a byte-level tokenizer that GGUF has no field for, so that llama.cpp would not apply them.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    # llama.cpp does not normalise to NFC either, but nearly all text is in that form, and Qwen's tokenizers name it.
+    others = [step["type"] for step in _flat(stored.get("normalizer"), "normalizers") if step["type"] != "NFC"]
+    if others:
+        raise _unsupported(f"it changes text before it splits it ({', '.join(others)})")
+    if any(step.get("add_prefix_space") for step in _flat(stored.get("pre_tokenizer"), "pretokenizers")):
+        raise _unsupported("it puts a space before a text (add_prefix_space)")
+    marked = next(
+        (name for name in ("continuing_subword_prefix", "end_of_word_suffix") if stored["model"].get(name)), ""
+    )
+    if marked:
+        raise _unsupported(f"it marks parts of words ({marked})")
+
+
+def _check_pieces(stored: dict[str, Any]) -> None:
+    """Refuses steps of SentencePiece's kind of tokenizer other than those that llama.cpp applies to every text.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    normalizers = [dict(step) for step in _flat(stored.get("normalizer"), "normalizers")]
+    splits = [dict(step) for step in _flat(stored.get("pre_tokenizer"), "pretokenizers")]
+    odd = [step for step in normalizers if step not in (_PREPEND, _REPLACE)]
+    # Gemma's file splits at spaces, of which its normaliser leaves none.
+    odd += [
+        step
+        for step in splits
+        if not (step["type"] == "Metaspace" and step.get("replacement") == "▁")
+        and not (step["type"] == "Split" and step["pattern"] == {"String": " "} and _REPLACE in normalizers)
+    ]
+    if odd:
+        raise _unsupported(f"it has a step that does not exist there ({odd[0]['type']})")
+    if _REPLACE not in normalizers and not any(step["type"] == "Metaspace" for step in splits):
+        raise _unsupported("it keeps spaces, which are written as ▁ there")
+
+
 def _step(step: dict[str, Any]) -> str:
     kind = step["type"]
     if kind == "Split":
-        pattern: str = next(iter(step["pattern"].values()))
-        return pattern
+        regex: str | None = step["pattern"].get("Regex")
+        plain = regex is not None and step["behavior"] == "Isolated" and not step["invert"]
+        return str(regex) if plain else f"{step['behavior']} {step['pattern']}"
     if kind == "ByteLevel":
         return "bytes by words" if step.get("use_regex", True) else "bytes"
     if kind == "Digits" and step.get("individual_digits"):

@@ -9,7 +9,7 @@ import transformers
 from gguf import GGUFReader, TokenType
 from packaging.version import Version
 from support.exports import byte_level_tokenizer, finished_run, save_base
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.errors import EliteError
@@ -88,6 +88,68 @@ def test_a_way_of_splitting_that_llama_cpp_does_not_know_is_refused(tmp_path):
     assert caught.value.code == "model-family-unsupported"
     assert r"\p{N}{1,2}" in caught.value.message
     assert "\n" not in str(caught.value)
+
+
+def qwen_split(behavior="isolated", pattern=Regex, **settings):
+    stored = json.loads(byte_level_tokenizer().to_str())["pre_tokenizer"]["pretokenizers"][0]
+    return pre_tokenizers.Split(pattern(stored["pattern"]["Regex"]), behavior, **settings)
+
+
+def steps(split=None, *, space=False):
+    inner = pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False)
+    return pre_tokenizers.Sequence([split or qwen_split(), inner])
+
+
+OTHER_BYTES = {
+    "Lowercase": {"normalizer": normalizers.Lowercase()},
+    "NFKC": {"normalizer": normalizers.Sequence([normalizers.NFC(), normalizers.NFKC()])},
+    "Replace": {"normalizer": normalizers.Replace("\t", "    ")},
+    "add_prefix_space": {"pre_tokenizer": steps(space=True)},
+    "Removed": {"pre_tokenizer": steps(qwen_split("removed"))},
+    "Contiguous": {"pre_tokenizer": steps(qwen_split("contiguous"))},
+    "String": {"pre_tokenizer": steps(qwen_split(pattern=str))},
+}
+OTHER_PIECES = {
+    "Lowercase": {"normalizer": normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(" ", "▁")])},
+    "Replace": {"normalizer": normalizers.Sequence([normalizers.Replace("\t", " "), normalizers.Replace(" ", "▁")])},
+    "Digits": {"pre_tokenizer": pre_tokenizers.Digits(individual_digits=True)},
+    "keeps spaces": {"normalizer": normalizers.Prepend("▁")},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "changes"),
+    [("qwen2", *each) for each in OTHER_BYTES.items()] + [("llama", *each) for each in OTHER_PIECES.items()],
+)
+def test_steps_that_no_field_tells_of_are_refused(kind, named, changes, tmp_path, tokenizers):
+    changed = Tokenizer.from_str(tokenizers[kind].to_str())
+    for part, value in changes.items():
+        setattr(changed, part, value)
+    # Tokens, merges and name are the same, so that a file would be read as the unchanged one.
+    text = f"{TEXT}A ﬁ 2026"
+    assert changed.encode(text).ids != tokenizers[kind].encode(text).ids
+    with pytest.raises(EliteError, match=named) as caught:
+        read_tokenizer(saved(changed, tmp_path, eos_token="</s>" if kind == "llama" else "<|endoftext|>"), 640)
+    assert caught.value.code == "model-family-unsupported"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "normalizer": normalizers.Replace(" ", "▁"),
+            "pre_tokenizer": pre_tokenizers.Split(" ", "merged_with_previous"),
+        },
+        {"normalizer": None, "pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="first", split=False)},
+    ],
+    ids=["Llama 2", "Gemma", "Mistral"],
+)
+def test_the_steps_of_sentencepiece_are_told(changes, tmp_path, tokenizers):
+    tokenizer = Tokenizer.from_str(tokenizers["llama"].to_str())
+    for part, value in changes.items():
+        setattr(tokenizer, part, value)
+    assert read_tokenizer(saved(tokenizer, tmp_path, eos_token="</s>"), 640).kind == "llama"
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path, tokenizers):
