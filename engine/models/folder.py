@@ -34,6 +34,8 @@ _FLOATS = ("F64", "F32", "BF16", "F16")
 _QUANT_STATE = ".quant_state.bitsandbytes__"
 
 FORMATS = "bf16, fp16, fp32, or bitsandbytes' 4 bits (nf4, fp4)"
+_OTHER_QUANTISATIONS = {"compression_config": "compressed-tensors", "quantization": "MLX's codes"}
+"""Keys of config.json that stand for a quantization_config → who writes them."""
 _HARMLESS = re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$")
 
 
@@ -257,8 +259,9 @@ def check_quantisation(path: Path | str, config: dict[str, Any]) -> None:
         EliteError: MODEL_QUANTISED.
     """
     settings = config.get("quantization_config")
-    if settings is None and isinstance(config.get("compression_config"), dict):
-        settings = {"quant_method": "compressed-tensors"}
+    other = next((key for key in _OTHER_QUANTISATIONS if isinstance(config.get(key), dict)), None)
+    if settings is None and other is not None:
+        settings = {"quant_method": _OTHER_QUANTISATIONS[other]}
     if settings is None:
         return
     method = settings.get("quant_method") if isinstance(settings, dict) else "an unreadable quantization_config"

@@ -13,6 +13,8 @@ from typing import Any
 
 _SHARED = (
     "quantization_config",
+    "compression_config",
+    "quantization",
     "dtype",
     "torch_dtype",
     "bos_token_id",
@@ -50,7 +52,8 @@ def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     inner = dict(config["text_config"])
     inner.setdefault("model_type", _TEXT_TYPES.get(str(config.get("model_type"))))
     own = {_TIED: config[_TIED]} if _TIED in config else {}
-    return {**{key: config[key] for key in _SHARED if key in config}, **inner, **own}
+    shared = {key: config[key] for key in _SHARED if config.get(key) is not None and inner.get(key) is None}
+    return {**inner, **shared, **own}
 
 
 def text_renames(names: Iterable[str]) -> dict[str, str]:

@@ -261,6 +261,18 @@ def test_quantised_models_are_refused_by_their_format(method, make):
         find_model(str(path))
 
 
+@pytest.mark.parametrize("key", ["quantization", "compression_config"])
+def test_quantisations_under_other_keys_are_refused_by_the_settings_alone(key, make, tmp_path):
+    # As mlx-lm writes it: the hub is asked for the weights only where config.json is one to train.
+    settings = json.loads((make() / "config.json").read_text())
+    stored = {key: {"group_size": 64, "bits": 4}}
+    wrapper = {"model_type": "mistral3", "text_config": {**settings, "model_type": "mistral", key: None}}
+    for config in ({**settings, **stored}, {**wrapper, **stored}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(EliteError, match="stores its weights as"):
+            find_model(str(tmp_path))
+
+
 def test_8_bits_are_refused(make):
     path = make()
     edit_json(path, "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
