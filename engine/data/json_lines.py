@@ -101,5 +101,5 @@ def problem_of(error: ValueError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"its byte {error.start + 1:,} is no UTF-8"
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at its character {error.pos + 1:,}"
+        return f"{error.msg.removesuffix(' at')} at its character {error.pos + 1:,}"
     return str(error).partition(":")[0]

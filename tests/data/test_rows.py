@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from engine.config import DataSection
 from engine.data.dataset import Dataset, build_dataset
+from engine.data.json_lines import object_of, problem_of
 from engine.data.repositories import estimate_data_tokens
 from engine.data.rows import open_data_set
 from engine.errors import EliteError
@@ -382,3 +383,11 @@ def test_parts_of_a_text_are_joined(tmp_path: Path) -> None:
     named = open_data_set(tmp_path / "a.jsonl", "completion+prompt")
     assert named.text(next(named.rows())) == "def add0(): ...\n# add 0"
     named.close()
+
+
+@pytest.mark.parametrize("line", [b'{"text": "a\nb"}', b'{"text": "a', b"{text: 1}"])
+def test_what_is_wrong_with_a_line_is_a_sentence(line):
+    with pytest.raises(ValueError, match="line 1 column") as caught:
+        object_of(line)
+    assert " at its character " in problem_of(caught.value)
+    assert " at at " not in problem_of(caught.value)
