@@ -112,6 +112,7 @@ def stored_vocabulary(folder: Path) -> dict[str, int]:
     try:
         if (folder / "vocab.json").exists():
             found: dict[str, int] = regular_file.read_object(folder / "vocab.json", follow=True)
+            _check_merges(folder / "merges.txt", found)
             return found
         # sentencepiece is not a dependency, because nearly every model has a tokenizer.json.
         sentencepiece = importlib.import_module("sentencepiece")
@@ -120,6 +121,21 @@ def stored_vocabulary(folder: Path) -> dict[str, int]:
     except Exception as error:  # sentencepiece raises nothing more precise
         problem = f"it has no {FILE}, and its vocabulary cannot be read ({error})"
         raise MODEL_DIRECTORY_INVALID(path=folder, problem=problem) from error
+
+
+def _check_merges(file: Path, vocabulary: Mapping[str, int]) -> None:
+    """Refuses a merges.txt that was cut off: text would become single letters, without a word.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: no line of it makes a word of the vocabulary.
+    """
+    with file.open(encoding="utf-8") as opened:
+        made = {line.rstrip("\r\n").replace(" ", "", 1) for line in opened}
+    # Names of control tokens hold signs, those of placeholders digits; neither comes from merges.
+    lost = next((text for text in vocabulary if len(text) > 1 and text.isalpha() and text not in made), None)
+    if lost is not None:
+        raise ValueError(f"no line of {file.name} makes {lost!r}; it may be cut off")
 
 
 def check_converted(tokenizer: PreTrainedTokenizerFast, wanted: Mapping[str, int], folder: Path) -> None:

@@ -193,6 +193,11 @@ def test_vocabulary_and_merges_are_converted(folder):
     tokenizer.model.save(str(path))
     found = load(path, "starcoder2")
     assert found(TEXT)["input_ids"] == tokenizer.encode(TEXT).ids
+    merges = (path / "merges.txt").read_text()
+    for length in (0, len(merges) // 2):
+        (path / "merges.txt").write_text(merges[:length])
+        with pytest.raises(EliteError, match=r"no line of merges\.txt makes"):
+            load(path, "starcoder2")
     (path / "vocab.json").write_text(json.dumps({"a": 0, "b": 3}))
     (path / "merges.txt").unlink()
     with pytest.raises(EliteError) as caught:
