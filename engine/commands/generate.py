@@ -93,7 +93,7 @@ def _request(args: argparse.Namespace) -> TextRequest:
     """Builds the request from the options.
 
     Raises:
-        EliteError: PROMPT_MISSING, PROMPT_UNREADABLE, SAMPLING_INVALID.
+        EliteError: PROMPT_MISSING, PROMPT_UNREADABLE, PROMPT_LINE, SAMPLING_INVALID.
     """
     import msgspec
 

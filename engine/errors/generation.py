@@ -11,6 +11,11 @@ GENERATION_UNKNOWN = declare(
 )
 PROMPT_MISSING = declare("prompt-missing", "no prompt was given", "pass --prompt TEXT, or --file PATH[:LINE]")
 PROMPT_UNREADABLE = declare("prompt-unreadable", "--file {path}: {problem}", "name a text file, or file:line")
+PROMPT_LINE = declare(
+    "prompt-line",
+    "--file {path}: no line {line}, the last is line {last}",
+    "name a line up to {last}, or leave :{line} out to go on after the end",
+)
 REPLAY_UNAVAILABLE = declare(
     "replay-unavailable",
     "{model} ends every text before its first word, so there is nothing of its own to replay",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from engine.errors.generation import PROMPT_UNREADABLE
+from engine.errors.generation import PROMPT_LINE, PROMPT_UNREADABLE
 
 Side = Literal["base", "tuned"]
 SIDES: tuple[Side, ...] = ("base", "tuned")
@@ -36,10 +36,10 @@ class TextRequest(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True)
 def read_place(text: str) -> tuple[str, str, str]:
     """Returns name, text before and text after a place in a file, from PATH or PATH:LINE.
 
-    The text before ends with that line, counted from 1. Without a line, or with one past the end, it is the whole file.
+    The text before ends with that line, counted from 1; without a line, it is the whole file.
 
     Raises:
-        EliteError: PROMPT_UNREADABLE.
+        EliteError: PROMPT_UNREADABLE, PROMPT_LINE.
     """
     path, line = Path(text), None
     try:
@@ -57,4 +57,8 @@ def read_place(text: str) -> tuple[str, str, str]:
     if line is None:
         return str(path), content, ""
     lines = content.splitlines(keepends=True)
+    # Editors number the empty line behind a last line end too.
+    last = len(lines) + (not content or content.endswith("\n"))
+    if line > last:
+        raise PROMPT_LINE(path=path, line=line, last=last)
     return str(path), "".join(lines[:line]), "".join(lines[line:])

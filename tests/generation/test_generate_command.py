@@ -42,10 +42,21 @@ def test_at_a_place_in_a_file(capsys, tmp_path):
     path.write_text("one\ntwo\nthree")
     assert read_place(str(path)) == (str(path), "one\ntwo\nthree", "")
     assert read_place(f"{path}:2") == (str(path), "one\ntwo\n", "three")
-    assert read_place(f"{path}:99") == (str(path), "one\ntwo\nthree", "")
     status, out, _ = call(capsys, "demo", "--file", f"{path}:2", "--fill", "--max-tokens", "3", "--json")
     assert status == 0
     assert json.loads(out)["base"]["tokens"] <= 3
+
+
+@pytest.mark.parametrize(("content", "last"), [("", 1), ("one\ntwo", 2), ("one\ntwo\n", 3)])
+def test_a_line_past_the_end_is_refused(capsys, tmp_path, content, last):
+    path = tmp_path / "short.py"
+    path.write_text(content)
+    assert read_place(f"{path}:{last}") == (str(path), content, "")
+    status, out, err = call(capsys, "demo", "--file", f"{path}:{last + 1}")
+    assert status == 2
+    assert f"{path}: no line {last + 1}, the last is line {last}" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not out
 
 
 @pytest.mark.parametrize(
