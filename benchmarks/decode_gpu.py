@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -178,6 +179,7 @@ def step(sizes: Sizes) -> list[dict[str, Any]]:
     from engine.models.fused import fuse_kernels
     from engine.models.placement import choose_placement
     from engine.models.random import random_model
+    from engine.optim.guarded import launch_update
     from engine.plan.stream_plan import StreamPlan
     from engine.steps.streamed_windows import StreamedWindows
 
@@ -214,10 +216,15 @@ def step(sizes: Sizes) -> list[dict[str, Any]]:
         def update(window: Window, way: StreamedWindows = way) -> float:
             optimizer.zero_grad(set_to_none=True)
             result = way.run([window], 1.0 / window.targets, _Silent())
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            if rows_are_timed:
+            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            guarded = rows_are_timed and isinstance(result.summed, torch.Tensor)
+            if guarded:  # in this order, as the loop does
+                launch_update(optimizer, [result.summed, norm])
+            loss = result.loss_sum
+            assert math.isfinite(float(norm))
+            if rows_are_timed and not guarded:
                 optimizer.step()
-            return result.loss_sum
+            return loss
 
         rows_are_timed = False
         losses[graphs] = [update(window) for window in windows[:8]]  # of the same weights, graphs off and on

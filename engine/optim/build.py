@@ -13,6 +13,7 @@ from engine.optim.averaging import AdapterAverage
 from engine.optim.centralization import centralize
 from engine.optim.clipping import AdaptiveClipping, NormClipping
 from engine.optim.gradients import Clipping, GradientPipeline, GradientTransform
+from engine.optim.guarded import can_guard
 from engine.optim.lookahead import Lookahead
 from engine.optim.noise import GradientNoise
 from engine.optim.schedule import Schedule, averaging_start, make_schedule, peak_rate
@@ -45,6 +46,8 @@ class Updating:
 
     optimizer: Optimizer
     "Calls the followers after each update."
+    guarded: bool
+    "Whether an update may be launched before its loss is known (engine.optim.guarded)."
     schedule: Schedule
     gradients: GradientPipeline
     average: AdapterAverage | None
@@ -71,6 +74,7 @@ def build_updating(tuning: FineTuning, config: RunConfig, *, total_steps: int, t
     optimizer.register_step_post_hook(lambda *_: tuning.publish())  # after the followers, which change weights too
     return Updating(
         optimizer=optimizer,
+        guarded=can_guard(optimizer) and not followers,
         schedule=make_schedule(optimizer, training, total_steps),
         gradients=_gradients(training),
         average=average,

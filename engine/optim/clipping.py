@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.utils import clip_grad_norm_
 
@@ -19,9 +20,9 @@ class NormClipping:
 
     max_norm: float
 
-    def __call__(self, parameters: Sequence[Parameter]) -> float:
+    def __call__(self, parameters: Sequence[Parameter]) -> Tensor:
         """See Clipping."""
-        return float(clip_grad_norm_(parameters, self.max_norm))
+        return clip_grad_norm_(parameters, self.max_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +32,16 @@ class AdaptiveClipping:
     ratio: float
 
     @torch.no_grad()
-    def __call__(self, parameters: Sequence[Parameter]) -> float:
+    def __call__(self, parameters: Sequence[Parameter]) -> Tensor:
         """See Clipping."""
-        squares = 0.0
+        squares = torch.zeros((), dtype=torch.float64)
         for parameter in parameters:
             gradient = parameter.grad
             if gradient is None:
                 continue
             rows = tuple(range(1, gradient.ndim)) or (0,)
             norms = gradient.norm(dim=rows, keepdim=True)
-            squares += float(norms.square().sum())
+            squares = squares + norms.square().sum(dtype=torch.float64)
             limits = self.ratio * parameter.norm(dim=rows, keepdim=True).clamp_min(SMALLEST_WEIGHT)
             gradient.mul_((limits / norms.clamp_min(1e-12)).clamp_max(1.0))
-        return float(squares**0.5)
+        return squares.sqrt()

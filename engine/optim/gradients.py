@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
 from torch.nn import Parameter
 
 
@@ -19,8 +20,8 @@ class GradientTransform(Protocol):
 class Clipping(Protocol):
     """Bounds `.grad` of parameters in place."""
 
-    def __call__(self, parameters: Sequence[Parameter]) -> float:
-        """Clips, and returns the norm of the whole gradient before clipping."""
+    def __call__(self, parameters: Sequence[Parameter]) -> float | Tensor:
+        """Clips, and returns the norm of the whole gradient before clipping, if possible without waiting for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class GradientPipeline:
     after: tuple[GradientTransform, ...] = ()
     "Transforms that clipping must not undo."
 
-    def apply(self, parameters: Sequence[Parameter], step: int) -> float:
+    def apply(self, parameters: Sequence[Parameter], step: int) -> float | Tensor:
         """Transforms the gradients for the update after `step` updates, and returns their norm before clipping."""
         for transform in self.before:
             transform(parameters, step)

@@ -308,6 +308,7 @@ def _build_parts(
         tuning=tuning,
         step=step,
         optimizer=zero or accelerator.prepare(updating.optimizer),
+        guarded=zero is None and updating.guarded,
         schedule=updating.schedule,
         gradients=updating.gradients if zero is None else zero.pipeline,
         accelerator=accelerator,

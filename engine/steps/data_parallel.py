@@ -87,7 +87,7 @@ class DataParallelStep(FallbackStep):
             raise failure
         _raise_others(outcomes, self._group.size)
         self._add_up(gradients_of(self._tuning))
-        return StepResult(loss_sum=sum(loss for _, loss, _ in outcomes), tokens=count_targets(windows))
+        return StepResult(summed=sum(loss for _, loss, _ in outcomes), tokens=count_targets(windows))
 
 
 def _raise_others(outcomes: list[tuple[int, float, str]], ranks: int) -> None:

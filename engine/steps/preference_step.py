@@ -129,7 +129,7 @@ class PreferenceStep(FallbackStep):
         # All sides in one call: a step that was interrupted resumes within it, and finds the same inputs.
         super().run(sides, scale, monitor)
         return StepResult(
-            loss_sum=math.fsum(score.loss for score in scores),
+            summed=math.fsum(score.loss for score in scores),
             tokens=count_targets(pairs),
             preferences=mean_figures(scores),
         )

@@ -86,16 +86,17 @@ class StreamedWindows:
         def cancelled() -> bool:
             return monitor.stop_requested() and not (store is not None and store.boundary_is_near())
 
-        def keep(number: int, loss_before: float, point: BackwardPoint) -> None:
+        def keep(number: int, loss_before: float | torch.Tensor, point: BackwardPoint) -> None:
             assert store is not None
-            state = PartialState(window=number, loss_before=loss_before, point=point)
+            state = PartialState(window=number, loss_before=float(loss_before), point=point)
             stopping = monitor.stop_requested()
             store.at_boundary(self._weights, whole, scale, state, stopping=stopping)
             if stopping:
                 raise StepCancelled
 
         resumed = None if store is None else store.begin(self._weights, whole, scale, self._step.plan.tile)
-        first, loss_sum = (0, 0.0) if resumed is None else (resumed.window, resumed.loss_before)
+        first = 0 if resumed is None else resumed.window
+        loss_sum: float | torch.Tensor = 0.0 if resumed is None else resumed.loss_before
         try:
             for number in range(first, len(windows)):
                 ordinary = functools.partial(
@@ -119,7 +120,7 @@ class StreamedWindows:
                 loss_sum += self._graphs.run(short_sequence(windows[number], whole[number]), scale, ordinary)
         except StepCancelled:
             raise StepAbandonedError from None
-        return StepResult(loss_sum=loss_sum, tokens=count_targets(windows))
+        return StepResult(summed=loss_sum, tokens=count_targets(windows))
 
     def loss(self, window: Window) -> float:
         """See TrainingStep."""

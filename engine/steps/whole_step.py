@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -59,13 +60,25 @@ class PreferenceFigures:
 class StepResult:
     """Summed loss and number of targets of a step."""
 
-    loss_sum: float
-    """Sum of the training losses (cross-entropies, smoothed if configured), each times its token's weight, in nats,
-    unscaled. May be infinite or NaN."""
+    summed: float | Tensor
+    "`loss_sum`, or a scalar of it on the device, which may still be computing it."
     tokens: int
     "Targets summed over: one fewer than tokens in each document of each window, or those of them that are learnt."
     preferences: PreferenceFigures | None = None
     "Of a step over preference pairs."
+
+    @cached_property
+    def loss_sum(self) -> float:
+        """Sum of the training losses (cross-entropies, smoothed if configured), each times its token's weight, in nats.
+
+        Unscaled; may be infinite or NaN. Waits for the device.
+        """
+        return float(self.summed)
+
+    @property
+    def waits(self) -> bool:
+        """Whether `loss_sum` has to wait for the device."""
+        return isinstance(self.summed, Tensor)
 
 
 class StepAbandonedError(Exception):
@@ -189,7 +202,7 @@ class WholeSequenceStep:
             loss_sum += loss.detach()
             done += len(group)
             monitor.progress("windows", done, len(windows))
-        return StepResult(loss_sum=loss_sum.item(), tokens=count_targets(windows))
+        return StepResult(summed=loss_sum, tokens=count_targets(windows))
 
     def _balancing(self) -> contextlib.AbstractContextManager[list[Tensor]]:
         return contextlib.nullcontext([]) if self._balance is None else self._balance.recording()

@@ -136,7 +136,7 @@ class ZeroStep:
             total += float(loss.detach()) * weight
             self._pending = True
             monitor.progress("windows", turn + 1, rounds)
-        return StepResult(loss_sum=group.total([total])[0], tokens=count_targets(windows))
+        return StepResult(summed=group.total([total])[0], tokens=count_targets(windows))
 
     def loss(self, window: Window) -> float:
         """See TrainingStep. Every rank must compute the same window, because the weights are sharded."""

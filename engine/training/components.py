@@ -31,6 +31,8 @@ class TrainerComponents:
     "Trained weights and their model."
     step: TrainingStep
     optimizer: Optimizer | ZeroStep
+    guarded: bool = False
+    "Whether an update may be launched before its loss is known (engine.optim.guarded)."
     schedule: Schedule
     gradients: GradientPipeline
     "Transforms of the gradient before the optimiser uses it."

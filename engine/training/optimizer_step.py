@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from engine.errors.training import GRADIENT_NOT_FINITE, LOSS_NOT_FINITE
+from engine.optim.guarded import launch_update
 from engine.randomness import keyed_numbers
 
 if TYPE_CHECKING:
@@ -54,14 +56,21 @@ def take_optimizer_step(
         scale = scaler.scale(torch.tensor(scale, device=parts.accelerator.device)).item()
     with keyed_numbers(parts.accelerator.device, parts.seed, progress.step, "update"):
         result = parts.step.run(sequences, scale, monitor)
-    if not math.isfinite(result.loss_sum):
-        raise LOSS_NOT_FINITE(value=result.loss_sum, step=progress.step + 1)
+    if not result.waits:  # DeepSpeed updates the weights as it clips
+        _check_loss(result, progress)
     parts.accelerator.unscale_gradients()
-    norm = parts.gradients.apply(list(parts.tuning.weights.values()), progress.step)
+    found = parts.gradients.apply(list(parts.tuning.weights.values()), progress.step)
+    figures = [figure for figure in (result.summed, found) if isinstance(figure, Tensor)]
+    launched = parts.guarded and scaler is None and len(figures) == 2
+    if launched:
+        launch_update(parts.optimizer, figures)
+    _check_loss(result, progress)  # waits, after all that needs no waiting was launched
+    norm = float(found)
     if not math.isfinite(norm) and scaler is None:
         raise GRADIENT_NOT_FINITE(value=norm, step=progress.step + 1)
     lr = float(parts.schedule.get_last_lr()[0])
-    parts.optimizer.step()  # fp16's scaler skips it if the scaled gradients overflowed
+    if not launched:
+        parts.optimizer.step()  # fp16's scaler skips it if the scaled gradients overflowed
     parts.schedule.step()
     seconds = time.monotonic() - started
     progress.step += 1
@@ -76,3 +85,8 @@ def take_optimizer_step(
         grad_norm=norm if math.isfinite(norm) else None,
         seconds=seconds,
     )
+
+
+def _check_loss(result: StepResult, progress: Progress) -> None:
+    if not math.isfinite(result.loss_sum):
+        raise LOSS_NOT_FINITE(value=result.loss_sum, step=progress.step + 1)

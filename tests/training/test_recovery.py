@@ -240,7 +240,7 @@ class Poisoned(WholeSequenceStep):
         result = super().run(windows, scale, monitor)
         type(self).run_count += 1
         factor = self.losses.get(self.run_count)
-        return result if factor is None else type(result)(loss_sum=result.loss_sum * factor, tokens=result.tokens)
+        return result if factor is None else type(result)(summed=result.summed * factor, tokens=result.tokens)
 
 
 def poisoned(losses):
