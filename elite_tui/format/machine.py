@@ -27,9 +27,10 @@ GET: dict[str, str] = {
     "deepspeed": "pip install deepspeed",
     "fla-core": "pip install fla-core",
     "flash-attn": "pip install flash-attn --no-build-isolation (needs nvcc; compiles for up to an hour)",
+    "flash-attn-4": "pip install 'elite-tui[flash-attn-4]'",
 }
 "Installation of each library that is not part of every installation."
-GPU_ONLY = frozenset({"triton", "liger-kernel", "fla-core", "flash-attn"})
+GPU_ONLY = frozenset({"triton", "liger-kernel", "fla-core", "flash-attn", "flash-attn-4"})
 "Libraries that have no effect without a GPU."
 
 

@@ -34,10 +34,17 @@ def wide_head_refusal(capability: tuple[int, int], version: int, head_dim: int) 
 
 
 class CudnnFlash(AttentionBackend):
-    """Wraps `aten._scaled_dot_product_cudnn_attention`; supports grouped heads, causal aligned top left."""
+    """Wraps `aten._scaled_dot_product_cudnn_attention`; supports grouped heads, causal aligned top left.
+
+    Args:
+        documents: Computes packed documents of several lengths; None for TorchFlash.
+    """
 
     name = "cudnn"
     borders_to_check = (*AttentionBackend.borders_to_check, (0, SHORTEST, 2 * SHORTEST))
+
+    def __init__(self, documents: AttentionBackend | None = None) -> None:
+        self._documents = documents or TorchFlash()
 
     def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """See AttentionBackend. Needs Ampere or newer, 16-bit, a head size that is a multiple of 8 up to 128.
@@ -100,7 +107,7 @@ class CudnnFlash(AttentionBackend):
         """See AttentionBackend."""
         rows = equal_length(borders)
         if rows is None:
-            return TorchFlash().forward_documents(q, k, v, borders=borders, scale=scale)
+            return self._documents.forward_documents(q, k, v, borders=borders, scale=scale)
         q, k, v = (as_batch(x, rows) for x in (q, k, v))
         out, logsumexp = self.forward(q, k, v, causal=True, scale=scale)
         return as_row(out), as_row(logsumexp)
@@ -120,7 +127,7 @@ class CudnnFlash(AttentionBackend):
         """See AttentionBackend."""
         rows = equal_length(borders)
         if rows is None:
-            return TorchFlash().backward_documents(grad_out, q, k, v, out, logsumexp, borders=borders, scale=scale)
+            return self._documents.backward_documents(grad_out, q, k, v, out, logsumexp, borders=borders, scale=scale)
         tensors = (as_batch(x, rows) for x in (grad_out, q, k, v, out, logsumexp))
         dq, dk, dv = (as_row(x) for x in self.backward(*tensors, causal=True, scale=scale))
         return dq, dk, dv

@@ -20,10 +20,9 @@ from engine.attention.backend import AttentionBackend, repeat_heads
 from engine.attention.blockwise import attend, attend_backward
 from engine.attention.mask_tiles import Piece, causal_pieces
 from engine.attention.rule import AttentionRule, chunk_of
-from engine.attention.select import select_backend
+from engine.attention.select import documents_backend, select_backend
 from engine.attention.sinks import sink_gradient, with_sinks
 from engine.attention.softcapped import SoftcappedAttention
-from engine.attention.torch_flash import TorchFlash
 from engine.attention.unequal_heads import for_heads
 
 IMPLEMENTATION = "elite_packed"
@@ -95,10 +94,12 @@ def _attention_function(
         blocks: Tensor = _Blockwise.apply(*states, s_aux, _borders, rule)  # type: ignore[no-untyped-call]
         return blocks.transpose(1, 2), None
     longest = max(stop - start for start, stop in pairwise(_borders))
-    one_call = dropout == 0 and (sliding_window is None or longest <= sliding_window)
-    if one_call and TorchFlash().unavailable(query.device, dtype, max(query.shape[-1], value.shape[-1])) is None:
+    kernel = None
+    if dropout == 0 and (sliding_window is None or longest <= sliding_window):
+        kernel = _documents_kernel(dtype, query, key, value)
+    if kernel is not None:
         states = (x.to(dtype) for x in (query, key, value))
-        backend = for_heads(TorchFlash(), key, value)
+        backend = for_heads(kernel, key, value)
         together: Tensor = AllDocuments.apply(*states, _borders, rule.scale, backend)  # type: ignore[no-untyped-call]
         return together.transpose(1, 2), None
     parts = []
@@ -180,10 +181,20 @@ def _how(q: Tensor, k: Tensor, v: Tensor, borders: Sequence[int], rule: Attentio
     if rule.softcap is not None:
         capped = SoftcappedAttention(rule.softcap)
         return {"start": 0, "pieces": pieces, "backend": capped, "scale": rule.scale}
-    # The first call checks the kernels with graphs of its own, which a checkpoint around the layer would take for its.
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+    with _own_graphs():
         backend = for_heads(select_backend(q.device, q.dtype, q.shape[1], k.shape[1], width), k, v)
     return {"start": 0, "pieces": pieces, "backend": backend, "scale": rule.scale}
+
+
+def _documents_kernel(dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor) -> AttentionBackend | None:
+    width = max(q.shape[-1], v.shape[-1])
+    with _own_graphs():
+        return documents_backend(q.device, dtype, q.shape[1], k.shape[1], width)
+
+
+def _own_graphs() -> contextlib.AbstractContextManager[object]:
+    """Hides the graphs of the first call, which checks kernels, from a checkpoint around the layer."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 class _Nothing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -15,16 +15,29 @@ from engine.attention.backend import AttentionBackend
 from engine.attention.check import Draw, is_right
 from engine.attention.cpu import CpuFlash
 from engine.attention.cudnn import CudnnFlash
+from engine.attention.flash_attention_4 import FlashAttention4
 from engine.attention.flash_attn_package import FlashAttnPackage
 from engine.attention.memory_efficient import MemoryEfficient
 from engine.attention.softcapped import SoftcappedAttention
+from engine.attention.tokens_first import TokensFirst
 from engine.attention.torch_flash import TorchFlash
 from engine.attention.unequal_heads import for_heads
 from engine.errors.planning import StreamPlanError
 
-BACKENDS: tuple[type[AttentionBackend], ...] = (CudnnFlash, TorchFlash, FlashAttnPackage, MemoryEfficient, CpuFlash)
+BACKENDS: tuple[type[AttentionBackend], ...] = (
+    CudnnFlash,
+    TorchFlash,
+    FlashAttention4,
+    FlashAttnPackage,
+    MemoryEfficient,
+    CpuFlash,
+)
 
 _PROBE_QUERIES, _PROBE_KEYS = 1024, 8192
+_FAST_PROBE = 2048, 16384
+"""Queries and keys where a GPU is so fast that launching a smaller block would take longer than computing it."""
+_PROBE_BORDERS = (0, 700, 2000, 2900, 5000, 8192)
+"""Packed documents that are timed."""
 
 
 def usable_backends(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[AttentionBackend]:
@@ -49,7 +62,8 @@ def backend_by_name(
     backend = known[name]()
     if (reason := backend.unavailable(device, dtype, head_dim)) is not None:
         raise StreamPlanError(f"attention backend {name} cannot be used: {reason}")
-    return _checked(backend, device, dtype, heads, kv_heads, head_dim)
+    checked = _checked(backend, device, dtype, heads, kv_heads, head_dim)
+    return _with_documents(checked, device, dtype, heads, kv_heads, head_dim)
 
 
 @cache
@@ -74,7 +88,32 @@ def select_backend(
     seconds, best = min(timed)
     if not math.isfinite(seconds):
         raise StreamPlanError(f"every attention backend failed its check on {device} with head size {head_dim}")
-    return candidates[best]
+    return _with_documents(candidates[best], device, dtype, heads, kv_heads, head_dim)
+
+
+@cache
+def documents_backend(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+) -> TokensFirst | None:
+    """Returns the fastest correct backend that computes several packed documents in one call; None if there is none.
+
+    Raises:
+        torch.OutOfMemoryError: see time_backend.
+    """
+    usable = [each for each in usable_backends(device, dtype, head_dim) if isinstance(each, TokensFirst)]
+    shape = device, dtype, heads, kv_heads, head_dim
+    timed = [(time_backend(backend, *shape, borders=_PROBE_BORDERS), i) for i, backend in enumerate(usable)]
+    seconds, best = min(timed, default=(math.inf, 0))
+    return usable[best] if math.isfinite(seconds) else None
+
+
+def _with_documents(
+    backend: AttentionBackend, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+) -> AttentionBackend:
+    """Gives cuDNN, which has no call for documents of several lengths, the fastest one that does."""
+    if not isinstance(backend, CudnnFlash):
+        return backend
+    return CudnnFlash(documents_backend(device, dtype, heads, kv_heads, head_dim))
 
 
 class HeadShape(Protocol):
@@ -161,25 +200,39 @@ def _draw(device: torch.device, dtype: torch.dtype, head_dim: int) -> Draw:
 
 
 def time_backend(
-    backend: AttentionBackend, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+    backend: AttentionBackend,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    borders: Sequence[int] = (),
 ) -> float:
     """Times one block's forward and backward, in seconds; infinite if the backend fails or its check does.
 
+    Args:
+        backend: See AttentionBackend.
+        device, dtype, heads, kv_heads, head_dim: Of the block.
+        borders: Those of packed documents to time instead of a block.
+
     Raises:
         torch.OutOfMemoryError: no room for the block, whose keys, values and their gradients alone take 17 MB with 2
-            KV heads of 128, 168 MB with 32 of 80.
+            KV heads of 128, 168 MB with 32 of 80; twice as much on Hopper and newer.
     """
     scale, draw = head_dim**-0.5, _draw(device, dtype, head_dim)
 
     def once(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad_out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if borders:
+            out, logsumexp = backend.forward_documents(q, k, v, borders=borders, scale=scale)
+            return backend.backward_documents(grad_out, q, k, v, out, logsumexp, borders=borders, scale=scale)
         out, logsumexp = backend.forward(q, k, v, causal=False, scale=scale)
-        return out, *backend.backward(grad_out, q, k, v, out, logsumexp, causal=False, scale=scale)
+        return backend.backward(grad_out, q, k, v, out, logsumexp, causal=False, scale=scale)
 
     try:
         if not is_right(backend, draw, heads, kv_heads, scale):
             return math.inf
-        keys, queries = (kv_heads, _PROBE_KEYS), (heads, _PROBE_QUERIES)
-        large = draw(*queries), draw(*keys), draw(*keys), draw(*queries)
+        queries, keys = (borders[-1], borders[-1]) if borders else _probe(device)
+        large = draw(heads, queries), draw(kv_heads, keys), draw(kv_heads, keys), draw(heads, queries)
         once(*large)
         times = []
         for _ in range(3):
@@ -193,6 +246,11 @@ def time_backend(
     except (RuntimeError, TypeError):  # the GPU does not support the kernel, or its signature differs in this version
         return math.inf
     return min(times)
+
+
+def _probe(device: torch.device) -> tuple[int, int]:
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return _FAST_PROBE if fast else (_PROBE_QUERIES, _PROBE_KEYS)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -310,7 +310,7 @@ class StreamSection(Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tru
         Annotated[int, Meta(ge=16, le=MOST_TOKENS)] | None, Meta(description="Tokens whose logits exist at once.")
     ] = None
     attention: Annotated[
-        Literal["cudnn", "flash", "flash-attn", "efficient", "cpu"] | None,
+        Literal["cudnn", "flash", "flash-attn-4", "flash-attn", "efficient", "cpu"] | None,
         Meta(description="Attention kernel; unset: the fastest that computes rightly on this card."),
     ] = None
 

@@ -29,6 +29,7 @@ LIBRARIES = {
     "liger-kernel": "fused GPU kernels for norms, MLP and loss",
     "fla-core": "recurrent layers (Gated DeltaNet) on GPUs",
     "flash-attn": "one more attention backend",
+    "flash-attn-4": "faster attention from Hopper on",
     "deepspeed": "ZeRO: states and weights in host memory or over several GPUs",
 }
 """Relevant distributions, and the use of each."""

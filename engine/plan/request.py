@@ -305,6 +305,7 @@ def _asked_backend(name: str, gpu: Gpu | None) -> Backend:
             remedy=f"leave it out, or use {others}",
         )
     kernels: dict[str, Backend] = {"cudnn": "cudnn", "flash": "flash", "flash-attn": "flash", "cpu": "cpu"}
+    kernels["flash-attn-4"] = "cudnn"  # needs no more memory, and is about as fast (docs/benchmarks.md)
     return kernels.get(name, "efficient")
 
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from engine.attention.backend import AttentionBackend
 from engine.attention.packed import AllDocuments
 from engine.attention.rule import AttentionRule
-from engine.attention.tokens_first import Extent
-from engine.attention.torch_flash import TorchFlash
+from engine.attention.tokens_first import Extent, TokensFirst
 from engine.models.layers import expert_weights
 from engine.streaming import attention as streamed_attention
 from engine.streaming.loss import loss_and_gradient
@@ -41,16 +40,33 @@ class LoneInputs:
     borders: Sequence[int]
 
 
-class DeviceDocuments(TorchFlash):
-    """FlashAttention-2 inside documents whose ends are on the device; `borders` are ignored.
+class DeviceDocuments(TokensFirst):
+    """Attention inside documents whose ends are on the device; `borders` are ignored.
 
     Args:
+        kernel: Computes it.
         ends: Ends of the documents from 0, (documents + 1,), int32; the last may repeat, for documents of no token.
         tokens: Length of the sequence.
     """
 
-    def __init__(self, ends: Tensor, tokens: int) -> None:
-        self._ends, self._tokens = ends, tokens
+    name = "documents on the device"
+
+    def __init__(self, kernel: TokensFirst, ends: Tensor, tokens: int) -> None:
+        self._kernel, self._ends, self._tokens = kernel, ends, tokens
+
+    def unavailable(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """See AttentionBackend."""
+        return self._kernel.unavailable(device, dtype, head_dim)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, extent: Extent) -> tuple[Tensor, Tensor]:
+        """See TokensFirst."""
+        return self._kernel.attend(q, k, v, extent)
+
+    def attend_backward(
+        self, grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, extent: Extent
+    ) -> Sequence[Tensor]:
+        """See TokensFirst."""
+        return self._kernel.attend_backward(grad_out, q, k, v, out, logsumexp, extent)
 
     def extent_of(self, borders: Sequence[int], scale: float, device: torch.device) -> Extent:  # noqa: ARG002
         """See TokensFirst."""

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.backend import AttentionBackend
-from engine.attention.torch_flash import TorchFlash
+from engine.attention.select import documents_backend
+from engine.attention.tokens_first import TokensFirst
 from engine.errors import EliteError
 from engine.streaming.lone_tile import DeviceDocuments, LoneInputs, lone_step, refusal
 from engine.streaming.step import StepOutcome
@@ -59,12 +60,13 @@ class _Buffers:
         self._device = torch.empty_like(self._host, device=device)
         self._scale = torch.empty((), dtype=torch.float32, device=device)
         self._ends = torch.empty(documents + 1, dtype=torch.int32, device=device)
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
         self._tokens = tokens
 
-    def inputs(self, key: Key, alone: AttentionBackend) -> LoneInputs:
-        """Returns the device's tensors as inputs."""
+    def inputs(self, alone: AttentionBackend, packed: TokensFirst | None) -> LoneInputs:
+        """Returns the device's tensors as inputs; their attention is computed by `packed`, else for one document."""
         ids, labels, positions = self._device[: 3 * self._tokens].view(3, self._tokens)
-        documents = alone if key[1] == 1 else DeviceDocuments(self._ends, self._tokens)
+        documents = alone if packed is None else DeviceDocuments(packed, self._ends, self._tokens)
         return LoneInputs(
             ids=ids,
             labels=labels,
@@ -75,11 +77,15 @@ class _Buffers:
         )
 
     def fill(self, sequence: ShortSequence, scale: float) -> None:
-        """Copies a sequence to the device. The step before has ended."""
+        """Copies a sequence to the device, after the steps that were launched before."""
         ends = [*sequence.starts, self._tokens]
         ends += [self._tokens] * (len(self._ends) - len(ends))
+        if self._copied is not None:
+            self._copied.synchronize()  # the copy of the sequence before may still wait for the step before that
         torch.cat([sequence.ids, sequence.labels, sequence.positions, torch.tensor(ends)], out=self._host)
         self._device.copy_(self._host, non_blocking=True)
+        if self._copied is not None:
+            self._copied.record()
         self._ends.copy_(self._device[3 * self._tokens :])
         self._scale.fill_(scale)
 
@@ -126,8 +132,10 @@ class StepGraphs:
         """Whether steps are, or may yet be, captured."""
         return not self._problem
 
-    def run(self, sequence: ShortSequence, scale: float, ordinary: Callable[[], StepOutcome]) -> float:
+    def run(self, sequence: ShortSequence, scale: float, ordinary: Callable[[], StepOutcome]) -> float | Tensor:
         """Adds the gradient of scale × the summed loss to the weights' `.grad`, and returns the summed loss.
+
+        A graph's loss is returned as a scalar on the device, so that the host launches what follows in the meantime.
 
         Args:
             sequence: The sequence, padded to one of few lengths.
@@ -146,11 +154,11 @@ class StepGraphs:
             return ordinary().loss_sum
         return self._capture(key, sequence, scale, ordinary)
 
-    def _replay(self, found: _Captured, sequence: ShortSequence, scale: float) -> float:
+    def _replay(self, found: _Captured, sequence: ShortSequence, scale: float) -> Tensor:
         self._own_gradients()
         found.buffers.fill(sequence, scale)
         found.graph.replay()
-        return float(found.loss)
+        return found.loss.to(torch.float64, copy=True)  # the next replay overwrites the graph's own
 
     def _own_gradients(self) -> None:
         """Makes the graphs' gradient tensors those of the weights, with the sums so far."""
@@ -209,12 +217,12 @@ class StepGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         for weight, own in zip(self._weights, self._gradients, strict=True):
             weight.grad = own
-        backend = self._streamed.workspace.attention.backend
-        if key[1] > 1 and TorchFlash().unavailable(self._device, *_shape(self._streamed)) is not None:
+        backend, packed = self._streamed.workspace.attention.backend, None
+        if key[1] > 1 and (packed := documents_backend(self._device, *_shape(self._streamed))) is None:
             return "no attention kernel reads the documents' ends on the GPU"
         buffers = _Buffers(key, self._device)
         buffers.fill(sequence, scale)
-        inputs = buffers.inputs(key, backend)
+        inputs = buffers.inputs(backend, packed)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             summed = lone_step(self._streamed, inputs, self._label_smoothing)
@@ -256,9 +264,10 @@ def _room_for(documents: int) -> int:
     return 1 if documents == 1 else max(_FEWEST_DOCUMENTS, 1 << (documents - 1).bit_length())
 
 
-def _shape(streamed: StreamedModel) -> tuple[torch.dtype, int]:
+def _shape(streamed: StreamedModel) -> tuple[torch.dtype, int, int, int]:
     decoder = streamed.decoder
-    return decoder.embedding.weight.dtype, decoder.attention_shape.head_dim
+    heads = decoder.attention_shape
+    return decoder.embedding.weight.dtype, heads.heads, heads.kv_heads, heads.head_dim
 
 
 def _difference(loss: float, wanted_loss: float, found: Sequence[Tensor], wanted: Sequence[Tensor | None]) -> str:
