@@ -21,6 +21,7 @@ from engine.data.messages import (
     check_row,
     content_of,
     failed,
+    history_of,
     is_on,
     kind_of,
     parsed,
@@ -32,7 +33,7 @@ from engine.data.preference_rows import SIDES, holds_request, request_of, spoken
 
 LANGUAGE = "Conversation"
 "What the report lists them under."
-REVISION = 4
+REVISION = 5
 "Raised when the same row would be read otherwise; part of every store's key."
 
 _ROLES: Mapping[str, str] = {
@@ -68,6 +69,7 @@ _COLUMNS = (
     *dict.fromkeys(name for pair in _PAIRS for name in pair),
 )
 "What is read of a row."
+_SIDES = ("user", "assistant")
 _FLAGS = ("train", "training", "loss")
 _CONTINUED = (("prompt", "completion"), ("prompt", "code"))
 "Pairs whose second text goes on with the first one, as it stands."
@@ -430,15 +432,15 @@ class RowReader:
             asked = f"{asked}\n\n{more}" if self.pairs else f"{asked}\n{more}"
         if not answer.strip():
             raise NoConversationError("empty answer", f"its {pair[1]} is empty")
+        earlier = [] if pair in _CONTINUED else history_of(get("history"))
         if pair in _CONTINUED or not self.pairs:
-            between = "" if pair in _CONTINUED else "\n"
-            prompt = {"role": "prompt", "content": f"{asked}{between}"}
+            if pair not in _CONTINUED:
+                system = get("system")
+                lines = [system] if isinstance(system, str) and system.strip() else []
+                # A line each, for there are no words that every model knows between turns.
+                asked = "".join(f"{line}\n" for line in (*lines, *itertools.chain(*earlier), asked))
+            prompt = {"role": "prompt", "content": asked}
             return [prompt, {"role": "completion", "content": answer}], [0.0, 1.0]
-        earlier: list[dict[str, Any]] = []
-        history = parsed(get("history")) or []
-        for turn in history if isinstance(history, list) else [None]:
-            if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
-                raise NoConversationError("bad message", "its history is no list of pairs of texts")
-            earlier += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-        messages = [*earlier, {"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        said = itertools.chain(*earlier, (asked, answer))
+        messages = [{"role": role, "content": text} for role, text in zip(itertools.cycle(_SIDES), said, strict=False)]
         return messages, [1.0] * len(messages)

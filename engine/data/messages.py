@@ -221,6 +221,19 @@ def is_on(value: Any, flag: str, name: str) -> bool:
     return bool(value)
 
 
+def history_of(given: Any) -> list[list[str]]:
+    """The turns before a request, each what was asked and what was answered; none where there are none.
+
+    Raises:
+        NoConversationError: they are no list of pairs of texts.
+    """
+    turns = parsed(given) or []
+    for turn in turns if isinstance(turns, list) else [None]:
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
+            raise NoConversationError("bad message", "its history is no list of pairs of texts")
+    return list(turns)
+
+
 def weight_of(value: Any, name: str) -> float:
     """The factor of the loss of a row or message, 1 where none is given.
 

@@ -209,3 +209,22 @@ def test_secrets_in_conversations_are_masked(tmp_path: Path) -> None:
     text = Encoder(tokenizer()).decode(dataset.store.tokens.tolist())
     assert secret[4:20] not in text
     assert text.count("REDACTED") == 8
+
+
+def test_without_a_template_instructions_and_earlier_turns_stand_before_the_request(tmp_path: Path) -> None:
+    row = {"instruction": "Say", "input": TEXT, "output": "Groß genug.", "system": "Be brief."}
+    rows = some({**row, "history": [["How old?", "Ten."], ["How wide?", "Two."]]})
+    plain = tokenizer(template=None)
+    dataset = build(tmp_path, write(tmp_path / "rows.jsonl", rows), model=plain, near_duplicates="keep")
+    store = dataset.store
+    texts = [
+        Encoder(plain).decode(store.tokens[start:stop].tolist())
+        for start, stop in zip(store.offsets(), store.offsets()[1:], strict=False)
+    ]
+    assert sorted(texts) == sorted(
+        f"Be brief.\nHow old?\nTen.\nHow wide?\nTwo.\n{one['instruction']}\n{one['input']}\nGroß genug.<|endoftext|>"
+        for one in rows
+    )
+    assert set(learnt_texts(dataset, plain)) == {"Groß genug.<|endoftext|>"}
+    with pytest.raises(NoConversationError, match="history is no list of pairs"):
+        RowReader({}, pairs=False).read({**row, "history": [["alone"]]})
