@@ -100,7 +100,7 @@ class PlainText:
             step["type"] == "Metaspace" and step.get("prepend_scheme") == "first"
             for step in _steps(stored.get("pre_tokenizer"), "pretokenizers")
         )
-        stored = _flagged(stored, self.control)
+        stored = _without_dropout(_flagged(stored, self.control))
         _check_growth(stored)
         self.tokenizer = _built(stored)
         inner = _without_prefix(stored)
@@ -213,6 +213,15 @@ def _flagged(stored: dict[str, Any], control: dict[int, str]) -> dict[str, Any]:
     """Flags exactly the control tokens, because `encode_special_tokens` skips only flagged tokens."""
     tokens = [{**token, "special": token["id"] in control} for token in stored.get("added_tokens") or ()]
     return {**stored, "added_tokens": tokens}
+
+
+def _without_dropout(stored: dict[str, Any]) -> dict[str, Any]:
+    """Removes BPE's dropout (arXiv 1910.13267), which skips merges at random.
+
+    The library applies it to every text: a resumed run would see other tokens, and two scores of one text would differ.
+    """
+    model = stored["model"]
+    return {**stored, "model": {**model, "dropout": None}} if model.get("dropout") else stored
 
 
 def _without_prefix(stored: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -54,6 +57,22 @@ def test_truncation_and_padding_of_the_given_tokenizer_do_not_matter(demo_tokeni
     changed.enable_padding(length=50)
     document = [("a.py", "x = 1\n" * 20)]
     assert Encoder(changed).encode_documents(document)[0].tolist() == ENCODER.encode_documents(document)[0].tolist()
+
+
+def test_dropout_in_a_tokenizer_file_does_not_matter(demo_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    stored = json.loads(demo_tokenizer.to_str())
+    stored["model"]["dropout"] = 0.5
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(stored))
+    random = Tokenizer.from_file(str(path))
+    text = "def function(argument):\n    return argument + 1\n" * 20
+    wanted = demo_tokenizer.encode(text, add_special_tokens=False).ids
+    assert any(random.encode(text, add_special_tokens=False).ids != wanted for _ in range(5))
+    for _ in range(5):
+        encoder = Encoder(random)
+        assert encoder.encode_prompt(text)[len(encoder.first) :] == wanted
+        [ids] = encoder.encode_documents([("a.py", text)])
+        assert ids.tolist() == ENCODER.encode_documents([("a.py", text)])[0].tolist()
 
 
 def test_without_a_file_token_the_path_is_a_comment() -> None:
