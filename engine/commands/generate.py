@@ -103,7 +103,7 @@ def _request(args: argparse.Namespace) -> TextRequest:
     if args.file is not None:
         path, prompt, suffix = read_place(args.file)
     elif args.prompt is not None:
-        prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+        prompt = _standard_input() if args.prompt == "-" else args.prompt
     else:
         raise PROMPT_MISSING()
     values: dict[str, Any] = {
@@ -119,6 +119,19 @@ def _request(args: argparse.Namespace) -> TextRequest:
         return msgspec.convert(values, TextRequest)
     except msgspec.ValidationError as error:
         raise SAMPLING_INVALID(problem=error) from error
+
+
+def _standard_input() -> str:
+    """Reads the prompt from standard input.
+
+    Raises:
+        EliteError: PROMPT_MISSING, where it is closed or empty.
+    """
+    # A process whose standard input is closed has None there.
+    prompt = sys.stdin.read() if sys.stdin is not None else ""
+    if not prompt:
+        raise PROMPT_MISSING()
+    return prompt
 
 
 def _write(

@@ -59,6 +59,21 @@ def test_a_line_past_the_end_is_refused(capsys, tmp_path, content, last):
     assert not out
 
 
+@pytest.mark.parametrize("stdin", ["<&-", "</dev/null"])
+def test_standard_input_without_a_prompt_is_refused(stdin):
+    found = subprocess.run(
+        ["/bin/sh", "-c", f'"$0" -m engine generate demo --prompt - --max-tokens 3 {stdin}', sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+    assert found.returncode == 2
+    assert "no prompt was given" in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+    assert not found.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
