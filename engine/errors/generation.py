@@ -14,7 +14,7 @@ PROMPT_UNREADABLE = declare("prompt-unreadable", "--file {path}: {problem}", "na
 PROMPT_LINE = declare(
     "prompt-line",
     "--file {path}: no line {line}, the last is line {last}",
-    "name a line up to {last}, or leave :{line} out to go on after the end",
+    "name a line from 1 to {last}, or leave :{line} out to go on after the end",
 )
 REPLAY_UNAVAILABLE = declare(
     "replay-unavailable",

@@ -46,6 +46,7 @@ def read_place(text: str) -> tuple[str, str, str]:
         found = re.fullmatch(r"(.+):(\d+)", text)
         if found and not path.is_file():
             path, line = Path(found[1]), int(found[2])
+        # Line ends are made \n on reading, so that \r\n and \r end a line too.
         with path.open(encoding="utf-8") as file:
             content = file.read(_LONGEST + 1)
         if len(content) > _LONGEST:
@@ -56,9 +57,10 @@ def read_place(text: str) -> tuple[str, str, str]:
         raise PROMPT_UNREADABLE(path=path, problem=problem or error) from error
     if line is None:
         return str(path), content, ""
-    lines = content.splitlines(keepends=True)
-    # Editors number the empty line behind a last line end too.
-    last = len(lines) + (not content or content.endswith("\n"))
-    if line > last:
+    # Not splitlines(), which also ends lines at form feeds and other characters that no editor counts. The empty line
+    # behind a last line end has a number in editors too.
+    lines = re.split(r"(?<=\n)", content)
+    last = len(lines)
+    if not 1 <= line <= last:
         raise PROMPT_LINE(path=path, line=line, last=last)
     return str(path), "".join(lines[:line]), "".join(lines[line:])

@@ -59,6 +59,18 @@ def test_a_line_past_the_end_is_refused(capsys, tmp_path, content, last):
     assert not out
 
 
+def test_lines_are_counted_as_editors_count_them(capsys, tmp_path):
+    path = tmp_path / "page.py"
+    path.write_bytes("a\fb\x0bc\x85d\u2028e\x1cf\ntwo\r\nthree\rfour".encode())
+    assert read_place(f"{path}:1")[1:] == ("a\fb\x0bc\x85d\u2028e\x1cf\n", "two\nthree\nfour")
+    assert read_place(f"{path}:3")[1:] == ("a\fb\x0bc\x85d\u2028e\x1cf\ntwo\nthree\n", "four")
+    status, out, err = call(capsys, "demo", "--file", f"{path}:0")
+    assert status == 2
+    assert f"{path}: no line 0, the last is line 4" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not out
+
+
 @pytest.mark.parametrize("stdin", ["<&-", "</dev/null"])
 def test_standard_input_without_a_prompt_is_refused(stdin):
     found = subprocess.run(
