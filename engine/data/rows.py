@@ -271,7 +271,7 @@ def _text_of(values: Mapping[str, Any], column: str) -> str | None:
 def _column_of(names: Sequence[str], wanted: str, path: Path) -> str:
     column = wanted or _known_column(names)
     if column not in names and not set(_parts(column)) <= set(names):
-        shown = ", ".join(sorted(names)[:12])
+        shown = ", ".join(sorted(names)[:12]) or "no columns"
         raise DATA_SET_COLUMN(path=path, column=wanted or "text, content or code", columns=shown)
     return column
 

@@ -391,3 +391,11 @@ def test_what_is_wrong_with_a_line_is_a_sentence(line):
         object_of(line)
     assert " at its character " in problem_of(caught.value)
     assert " at at " not in problem_of(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{}\n", "[{}, {}]", "{}\n{}\n"])
+def test_rows_without_any_column_say_so(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(EliteError, match="no column text, content or code; .*; it has no columns$"):
+        list(open_data_set(path, "").rows())
