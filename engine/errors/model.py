@@ -24,6 +24,12 @@ MODEL_QUANTISED = declare(
     "pass the same model in {supported}",
     about="model.name",
 )
+MODEL_WEIGHTS_NOT_FINITE = declare(
+    "model-weights-not-finite",
+    "the model's own weights are damaged: {tensor} in {path} holds {value}",
+    "download the model again, or pass another one",
+    about="model.name",
+)
 BASE_CHANGED = declare(
     "base-changed",
     "model {path} is not the one that {run} was trained on: {problem}",

@@ -25,7 +25,8 @@ from engine.evaluation.promise import compare
 from engine.evaluation.report import RunReport, write_report
 from engine.evaluation.so_far import progress_of, seconds_of
 from engine.hardware.process_memory import gpu_peak, host_peak
-from engine.models.loading import load_tokenizer
+from engine.models.finite_weights import refuse_weights_not_finite
+from engine.models.loading import load_tokenizer, open_weights
 from engine.models.placement import device_name
 from engine.protocol.commands import Stop
 from engine.protocol.events import EvalCompleted, LogLine, PhaseChanged, RunFinished, StepProgress, WarningRaised
@@ -140,6 +141,8 @@ def _train(session: TrainingSession) -> None:
             with tuning.untrained():
                 before = score()
             _keep_baseline(session, dataset, baselines, before)
+            if not math.isfinite(before.loss):
+                refuse_weights_not_finite(open_weights(setup.spec)[0])
         scoring = before.seconds
         progress.loss_before, progress.held_out_scored = before.loss, before.tokens
 

@@ -397,5 +397,5 @@ def test_what_is_wrong_with_a_line_is_a_sentence(line):
 def test_rows_without_any_column_say_so(tmp_path, content):
     path = tmp_path / "a.json"
     path.write_text(content)
-    with pytest.raises(EliteError, match="no column text, content or code; .*; it has no columns$"):
+    with pytest.raises(EliteError, match=r"no column text, content or code; .*; it has no columns$"):
         list(open_data_set(path, "").rows())
