@@ -154,6 +154,7 @@ def _write(
                 i = numbers[number]
                 ended[i] |= finished == "end token"
                 piece = "" if token is None else streams[i].push(token)
+                piece += "" if finished is None else streams[i].end()
                 texts[i] += piece
                 if not piece or (end := _end_of(task, functions[i], texts[i])) is None:
                     continue

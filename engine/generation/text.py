@@ -34,6 +34,12 @@ class TextStream:
         self._known_text = self._decode(self._known)
         return found
 
+    def end(self) -> str:
+        """Returns the characters of tokens that await others, where none follows; U+FFFD for one that is cut off."""
+        found = self._decode(self._known + self._new)[len(self._known_text) :] if self._new else ""
+        self._new = []
+        return found
+
     def _decode(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
@@ -42,14 +48,25 @@ class TextStream:
 def stream_text(tokenizer: Any, tokens: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
     """Yields the text of each token; a character that takes several tokens comes with the last of them.
 
+    The last text holds what is left where tokens end within a character, so all together are the tokens' decoding.
+
     Args:
         tokenizer: A tokenizers.Tokenizer.
         tokens: Token ids.
         before: Preceding token ids, since some tokenizers omit a space at the start of a text.
     """
     stream = TextStream(tokenizer, before)
+    waits = False
     for token in tokens:
-        yield stream.push(token)
+        if waits:
+            yield ""
+        text = stream.push(token)
+        # A token without text may be the last one, which has what is left.
+        waits = not text
+        if text:
+            yield text
+    if waits:
+        yield stream.end()
 
 
 def printable(text: str) -> str:

@@ -30,9 +30,18 @@ class StoppingText:
 
     def push(self, token: int) -> str:
         """Adds a token, and returns the text that is certain now."""
+        return "" if self.stopped else self._until_stop(self._stream.push(token))
+
+    def end(self) -> str:
+        """Returns what was held back, where no token follows."""
         if self.stopped:
             return ""
-        text = self._held + self._stream.push(token)
+        text = self._until_stop(self._stream.end()) + self._held
+        self._held = ""
+        return text
+
+    def _until_stop(self, more: str) -> str:
+        text = self._held + more
         found = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
@@ -40,11 +49,6 @@ class StoppingText:
         kept = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
-
-    def end(self) -> str:
-        """Returns what was held back, where no token follows."""
-        text, self._held = self._held, ""
-        return text
 
 
 def _overlap(text: str, stop: str) -> int:

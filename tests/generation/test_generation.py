@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.tiny import model_without_tiles
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from engine.assets import asset
 from engine.config import LoraSection
@@ -151,6 +152,16 @@ def test_text_comes_whole_in_pieces(text):
     tokenizer = _demo()
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert "".join(stream_text(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("text", ["naïve 日本", "x 👩🏽", "é"])
+def test_text_that_ends_within_a_character_is_that_of_transformers(text):
+    library = AutoTokenizer.from_pretrained(asset("demo-model"))
+    ids = library(text, add_special_tokens=False)["input_ids"]
+    for count in range(1, len(ids) + 1):
+        pieces = list(stream_text(_demo(), iter(ids[:count])))
+        assert "".join(pieces) == library.decode(ids[:count], clean_up_tokenization_spaces=False)
+        assert len(pieces) == count
 
 
 def _demo():
