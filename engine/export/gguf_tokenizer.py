@@ -6,9 +6,12 @@ GGUF has two kinds: "gpt2" is byte-level BPE with a list of merges and a named r
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
 
 from engine import regular_file
 from engine.errors import EliteError
@@ -40,6 +43,8 @@ _FIM = {
     "FIM_REP_ID": ("<|repo_name|>", "<reponame>"),
     "FIM_SEP_ID": ("<|file_sep|>",),
 }
+_WHOLE_WORDS = ("llama-bpe",)
+"""Names under which llama.cpp takes a word of the vocabulary whole, whatever its merges (llama-vocab.cpp)."""
 _UNUSED_SCORE = -1e6
 _PREPEND = {"type": "Prepend", "prepend": "▁"}
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -123,11 +128,14 @@ def read_tokenizer(folder: Path, vocabulary: int) -> GgufTokenizer:
     }
     if model.get("byte_fallback"):
         _check_pieces(stored)
+        _check_whole_words(stored, "llama")
         return GgufTokenizer(
             kind="llama", pre="default", scores=_scores(pairs, ids, tokens), space_prefix=_prefixes(stored), **common
         )
     _check_bytes(stored)
-    return GgufTokenizer(kind="gpt2", pre=_pre(stored), merges=[" ".join(pair) for pair in pairs], **common)
+    pre = _pre(stored)
+    _check_whole_words(stored, pre)
+    return GgufTokenizer(kind="gpt2", pre=pre, merges=[" ".join(pair) for pair in pairs], **common)
 
 
 def _tokens(
@@ -205,6 +213,27 @@ def _check_bytes(stored: dict[str, Any]) -> None:
     )
     if marked:
         raise _unsupported(f"it marks parts of words ({marked})")
+
+
+def _check_whole_words(stored: dict[str, Any], pre: str) -> None:
+    """Refuses `ignore_merges` where llama.cpp, which ties it to the name of the split, would encode a word otherwise.
+
+    Raises:
+        EliteError: MODEL_FAMILY_UNSUPPORTED.
+    """
+    model = stored["model"]
+    takes, does = bool(model.get("ignore_merges")), pre in _WHOLE_WORDS
+    if takes == does:
+        return
+    merging = Tokenizer.from_str(json.dumps({**stored, "model": {**model, "ignore_merges": False, "dropout": None}}))
+    added = {token["content"] for token in stored.get("added_tokens", [])}
+    # A word that its merges make is one token either way.
+    odd = next((word for word in model["vocab"] if word not in added and len(merging.model.tokenize(word)) > 1), None)
+    if odd is not None:
+        raise _unsupported(
+            f"its ignore_merges is {str(takes).lower()} and no merges make its token {odd!r}; "
+            f"of this kind ({pre}) llama.cpp {'takes whole words' if does else 'always merges'}"
+        )
 
 
 def _check_pieces(stored: dict[str, Any]) -> None:

@@ -17,11 +17,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from support.exports import VOCABULARY, finished_run, save_base
 from support.llama_cpp import llama_cpp, open_server
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from engine import atomic_dir
 from engine.errors import EliteError
-from engine.export import k_quants
+from engine.export import gguf_tokenizer, k_quants
 from engine.export.exporting import export
 from engine.runs.run_directory import RunDirectory
 
@@ -240,3 +241,34 @@ def test_an_adapter_that_llama_cpp_cannot_add_is_refused(lora, tokenizers, tmp_p
     with pytest.raises(EliteError, match="--to gguf"):
         export(run, "gguf-adapter", tmp_path / "lora")
     assert not (tmp_path / "lora").exists()
+
+
+@pytest.mark.parametrize("ignores", [False, True])
+@pytest.mark.parametrize(("name", "family"), [("qwen2", "qwen2"), ("llama-bpe", "llama")])
+def test_whole_words_are_refused_where_it_would_encode_them_otherwise(
+    name, family, ignores, tokenizers, tmp_path, monkeypatch
+):
+    stored = json.loads(tokenizers[name].to_str())
+    model = stored["model"]
+    # The longest word stays in the vocabulary, but no merges make it.
+    word = max((text for text in model["vocab"] if text.isascii() and text.isalpha()), key=len)
+    model["merges"] = [pair for pair in model["merges"] if "".join(pair) != word]
+    model["ignore_merges"] = ignores
+    tokenizer = Tokenizer.from_str(json.dumps(stored))
+    run = finished_run(tmp_path / "out", save_base(tmp_path / "base", family, tokenizer, **WIDE))
+    refusal = None
+    try:
+        export(run, "gguf", tmp_path / "checked", "f32", check=False)
+    except EliteError as error:
+        refusal = error
+    monkeypatch.setattr(gguf_tokenizer, "_check_whole_words", lambda *_: None)
+    written = export(run, "gguf", tmp_path / "any", "f32", check=False)
+    server = open_server(next(written.path.glob("*.gguf")))
+    body = json.dumps({"content": word, "add_special": False}).encode()
+    request = urllib.request.Request(f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"})
+    told = json.load(urllib.request.urlopen(request, timeout=60))["tokens"]
+    assert (refusal is not None) == (told != tokenizer.encode(word, add_special_tokens=False).ids)
+    assert (refusal is not None) == (ignores != (name == "llama-bpe"))
+    if refusal is not None:
+        assert refusal.code == "model-family-unsupported"
+        assert word in refusal.message
