@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from engine.runs.run_directory import RunDirectory
 
 _WIDTH = 120
+_LEAST_NAME = 12
+"Columns of the names of rows."
+_TITLES = ("", "base", "tuned", "difference", "95% interval")
 _FLAGS = {
     "--tokens": "evaluation.tokens",
     "--functions": "evaluation.functions",
@@ -119,11 +122,11 @@ def _evaluate(
 
 
 def _print(evaluations: Sequence[Evaluation]) -> None:
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
 
     from engine.errors import one_line
-    from engine.evaluation.words import figure_rows
+    from engine.evaluation.words import figure_sections
 
     # Files and pipes have no width, so set one.
     width = None if sys.stdout.isatty() else _WIDTH
@@ -132,12 +135,27 @@ def _print(evaluations: Sequence[Evaluation]) -> None:
         scored = f"{evaluation.tokens:,} tokens of {evaluation.files:,} files ({one_line(evaluation.data)})"
         name = f"{one_line(evaluation.run)}: {one_line(evaluation.model)}"
         console.print(f"{name}, {scored}, {format_seconds(evaluation.seconds)} on {evaluation.device}", soft_wrap=True)
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("")
-        for title in ("base", "tuned", "difference", "95% interval", "over"):
-            table.add_column(title, justify="right")
-        for row in figure_rows(evaluation):
-            table.add_row(*row)
-        console.print(table)
+        sections = list(figure_sections(evaluation))
+        # Without the last column, which the headings tell, since a row must fit 80 columns.
+        lines = [_TITLES, *((f"  {row[0]}", *row[1:5]) for _, rows in sections for row in rows)]
+        widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+        # Figures are never broken; a terminal that is too narrow breaks names.
+        widths[0] = max(_LEAST_NAME, min(widths[0], console.width - sum(widths[1:]) - 2 * len(widths[1:])))
+        _print_lines(console, [_TITLES], widths, "bold")
+        for heading, rows in sections:
+            console.print(one_line(heading), style="bold", soft_wrap=True)
+            _print_lines(console, [(f"  {one_line(row[0])}", *row[1:5]) for row in rows], widths)
         for note in evaluation.notes:
             console.print(f"! {one_line(note)}")
+
+
+def _print_lines(console: Console, lines: Sequence[Sequence[str]], widths: Sequence[int], style: str = "") -> None:
+    """Prints lines of a table whose columns are as wide as those of its other sections."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
+    for number, width in enumerate(widths):
+        table.add_column(justify="right" if number else "left", width=width, no_wrap=number > 0)
+    for line in lines:
+        table.add_row(*line, style=style)
+    console.print(table)

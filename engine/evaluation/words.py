@@ -51,23 +51,41 @@ def too_few_updates(updates: int) -> str:
     return f"{made}: too few to tell, learning needs about {LEAST_UPDATES}"
 
 
-def figure_rows(evaluation: Evaluation) -> Iterator[Row]:
-    """Yields every figure: perplexity overall, by language, by position, then the marks of each task."""
-    yield perplexity_row(evaluation.perplexity, "perplexity")
+def figure_sections(evaluation: Evaluation) -> Iterator[tuple[str, list[Row]]]:
+    """Yields every figure under headings: perplexity, by position, then the marks of each task and way to answer.
+
+    A heading says what its rows are measured over; a row over fewer has their number beside its name.
+    """
+    whole = evaluation.perplexity
+    rows = [perplexity_row(whole, "all")]
     if len(evaluation.by_language) > 1:
-        for row in evaluation.by_language:
-            yield perplexity_row(row, f"  {row.name}")
-    for row in evaluation.by_position:
-        yield perplexity_row(row, f"  after {row.name} tokens")
-    for task in evaluation.tasks:
-        for mark in task.rows:
-            yield mark_row(mark, mark_name(task.task, mark.name), task.task)
-    for task in evaluation.arms:
-        for mark in task.rows:
-            if mark.name in ARM_MARKS:
-                yield mark_row(mark, f"{MARK_WORDS[mark.name]}, {TASK_WORDS[task.task]}: {task.arm}", task.task)
-    for row in evaluation.general:
-        yield perplexity_row(row, row.name)
+        rows += [perplexity_row(row, f"{row.name} ({row.tokens:,})") for row in evaluation.by_language]
+    yield f"perplexity, over {counted(whole.tokens, 'token')}", rows
+    if evaluation.by_position:
+        yield (
+            "perplexity after so many tokens",
+            [perplexity_row(row, f"{row.name} ({row.tokens:,})") for row in evaluation.by_position],
+        )
+    for task in (*evaluation.tasks, *evaluation.arms):
+        way = "" if task.arm == "adapter" else f": {task.arm}"
+        marks = [row for row in task.rows if not way or row.name in ARM_MARKS]
+        sample = counted(task.functions, SAMPLES.get(task.task, "function"))
+        # The first row says that all of them are guesses.
+        names = [
+            MARK_WORDS[row.name].removeprefix("guessed, ")
+            + ("" if row.functions == task.functions else f" ({row.functions:,})")
+            for row in marks
+        ]
+        if marks:
+            yield (
+                f"{TASK_WORDS[task.task]}{way}, over {sample}",
+                [mark_row(row, name, task.task) for row, name in zip(marks, names, strict=True)],
+            )
+    if evaluation.general:
+        yield (
+            "perplexity of other text",
+            [perplexity_row(row, f"{row.name} ({row.tokens:,})") for row in evaluation.general],
+        )
 
 
 def mark_name(task: str, mark: str) -> str:

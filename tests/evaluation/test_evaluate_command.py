@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -102,6 +110,47 @@ def _without_duration(report):
     """Leaves out what a run cannot say yet while it saves its report."""
     unknown = ("| time", "| tokens trained on", "| host", "| — saving")
     return [line for line in report.splitlines() if not line.startswith(unknown)]
+
+
+def _on_terminal(arguments, columns, state):
+    """Runs a command on a terminal of its own; returns the lines on its screen."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        STATE_VARIABLE: str(state),
+        "TERM": "xterm",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine", *arguments], stdout=theirs, stderr=subprocess.DEVNULL, env=environment
+    )
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # raised once the process has closed its side
+        while part := os.read(ours, 1 << 16):
+            written += part
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", written.decode()).splitlines()]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_every_figure_stands_on_a_line_of_its_own(run, columns, tmp_path):
+    lines = _on_terminal(["evaluate", str(run.run.path)], columns, tmp_path)
+    start = next(n for n, line in enumerate(lines) if line.split()[:2] == ["base", "tuned"])
+    table = [line for line in lines[start + 1 :] if line and not line.startswith("! ")]
+    kept = json.loads((run.run.path / "evaluation.json").read_text())
+    rows = [line for line in table if line.startswith("  ")]
+    assert max(map(len, table)) <= columns
+    assert len(rows) >= sum(len(task["rows"]) for task in kept["tasks"]) + 1 + len(kept["by_position"])
+    # Each row: a name, two figures, a difference and an interval, in columns that end at the same place everywhere.
+    assert {len(line) for line in rows} == {len(lines[start])}
+    for line in rows:
+        assert re.fullmatch(
+            r"  \S.*?  +[\d.,%]+  *[\d.,%]+  *[+-][\d.,%]+( points)?  *(too few|[+-][\d.,%]+ to [+-][\d.,%]+)", line
+        )
+    assert "next tokens, over" in "\n".join(table)
 
 
 def test_other_repositories_are_scored_whole_and_leave_nothing(run, tmp_path, monkeypatch, capsys):
