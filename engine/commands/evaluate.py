@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine import config as run_config
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import libraries_logged
+from engine.commands.status_line import status_line
 from engine.launch.recipe_import import collector_at_rest
 from engine.quantities import format_seconds
 
@@ -100,12 +101,12 @@ def _evaluate(
         from engine.evaluation.result_files import keep_evaluation, rewrite_report
 
     evaluations = []
-    with console.status(f"{one_line(found.id)}: loading") as status:
+    with status_line(console, f"{one_line(found.id)}: loading") as update:
         message = ""
 
         def progress(done: int, total: int, what: str) -> None:
             nonlocal message
-            status.update(f"{one_line(found.id)}: {done:,} of {total:,} {what}")
+            update(f"{one_line(found.id)}: {done:,} of {total:,} {what}")
             if not console.is_terminal and what != message:
                 message = what
                 console.print(f"{total:,} {what}")

@@ -14,6 +14,7 @@ from engine.commands.option_values import whole_number
 from engine.commands.output import print_json
 from engine.commands.quiet_libraries import Terminal, libraries_logged
 from engine.commands.run_options import add_stream_option, read_stream_options
+from engine.commands.status_line import status_line
 from engine.config import LoraSection, TrainingSection
 from engine.errors.model import DEVICE_UNAVAILABLE
 from engine.errors.planning import CONTEXT_DOES_NOT_FIT, PLAN_INVALID
@@ -128,7 +129,7 @@ def _run_probe(args: argparse.Namespace, planning: PlanRequest, row: TierPlan, t
 
     placement = choose_placement("cuda" if planning.on_gpu else "cpu", row.layout.precision)
     console = Console(file=terminal.err, markup=False, highlight=False, emoji=False)
-    with console.status("running"), tempfile.TemporaryDirectory(dir=_existing(args.output)) as spill:
+    with status_line(console, "running"), tempfile.TemporaryDirectory(dir=_existing(args.output)) as spill:
         if row.layout.stream is None:
             return probe_window(planning.spec, row.context, placement, rank=args.rank, recompute=row.layout.recompute)
         try:

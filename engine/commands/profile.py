@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.commands.output import print_json
+from engine.commands.status_line import status_line
 from engine.errors.runs import OUTPUT_UNWRITABLE
 from engine.hardware import measured_files
 from engine.hardware.inventory import LIBRARIES, Machine, take_inventory
@@ -49,11 +50,11 @@ def _measure(machine: Machine, output: Path) -> Measured:
 
     console = Console(stderr=True, markup=False, highlight=False, emoji=False)
     folder = next(path for path in (output.absolute(), *output.absolute().parents) if path.is_dir())
-    with console.status("starting") as status:
+    with status_line(console, "starting") as update:
 
         def notify(progress: ProfileProgress) -> None:
             line = f"{progress.what} ({progress.done + 1} of {progress.total})"
-            status.update(line)
+            update(line)
             if not console.is_terminal:
                 console.print(line)
 

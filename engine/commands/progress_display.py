@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.commands.event_words import describe, describe_ending, step_numbers
 from engine.commands.plain_display import EVERY_SECONDS, PlainDisplay
+from engine.commands.status_line import STREAMS_KEPT, status_line
 from engine.errors import one_line
 from engine.protocol.events import PhaseChanged, RunFailed, RunFinished, RunStarted, StepCompleted, StepProgress
 from engine.protocol.wire import Envelope, encode_event
@@ -126,7 +127,7 @@ def shown_at_work(text: str, *, as_json: bool, plain: bool) -> Iterator[None]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(text):
+    with status_line(Console(stderr=True), text):
         yield
 
 
@@ -146,6 +147,7 @@ class LiveDisplay:
             TextColumn("{task.fields[numbers]}", markup=False),
             TimeElapsedColumn(),
             console=console,
+            **STREAMS_KEPT,
         )
         self._task: TaskID = self.progress.add_task("starting", total=None, numbers="")
         self._phase = "starting"

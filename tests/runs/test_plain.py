@@ -10,6 +10,7 @@ import select
 import signal
 import subprocess
 import time
+from functools import partial
 
 import pytest
 
@@ -18,6 +19,7 @@ from engine.cli import build_parser
 from engine.commands.glance import RunReader, describe, glance
 from engine.commands.plain_display import PlainDisplay, spoken_duration
 from engine.commands.progress_display import TerminalAlert
+from engine.protocol.commands import Stop
 from engine.protocol.events import (
     CheckpointSaved,
     EvalCompleted,
@@ -163,8 +165,11 @@ def test_a_wrong_number_of_seconds_is_said_in_the_user_s_words(capsys, command, 
     assert "_seconds" not in last
 
 
-def in_terminal(*arguments, until=None, press=b""):
-    """Runs a command in a terminal of its own, and returns its status and what reached the terminal."""
+def in_terminal(*arguments, until=None, then=None):
+    """Runs a command in a terminal of its own, and returns its status and what reached the terminal.
+
+    Once the terminal shows `until`, calls `then`, or interrupts the command.
+    """
     primary, secondary = pty.openpty()
     process = subprocess.Popen(
         [*ENGINE, *arguments], cwd=ROOT, stdout=secondary, stderr=secondary, env=os.environ | {"TERM": "xterm"}
@@ -180,7 +185,7 @@ def in_terminal(*arguments, until=None, press=b""):
                 break
         if until is not None and until in output:
             until = None
-            process.send_signal(signal.SIGINT)
+            (then or partial(process.send_signal, signal.SIGINT))()
     status = process.wait(timeout=20)
     os.close(primary)
     return status, output.decode()
@@ -211,6 +216,22 @@ def test_a_terminal_is_notified_of_what_happens_now_and_not_of_history(capsys, m
     assert capsys.readouterr().err == ""
     alert.show(Envelope(run="r", seq=0, time=time.time() + 1, event=done))
     assert capsys.readouterr().err == "\x1b]9;Elite TUI: r completed: 5 steps\x1b\\\a"
+
+
+def test_the_notification_of_a_run_s_end_reaches_the_terminal_as_it_is(launch, monkeypatch):
+    for name in ("TMUX", "VTE_VERSION", "DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    handle = launch(steps=500)
+    drain(handle, lambda envelope: isinstance(envelope.event, StepCompleted))
+    run = handle.run.id
+
+    def stop_once_it_is_watched():
+        handle.send(Stop(id="1"))
+
+    status, drawn = in_terminal("attach", run, until=b"training", then=stop_once_it_is_watched)
+    assert status == 130
+    assert drawn.count(f"\x1b]9;Elite TUI: {run} stopped: ") == 1
+    assert drawn.count("]9;") == 1
 
 
 # --- the line for a status bar ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import bisect
 import heapq
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,47 @@ def test_a_log_that_cannot_be_written_and_closed_streams_change_nothing(noisy, t
     assert call(environment, code=SCRIPT).stdout == "kept out\nafter out\n"
     closed = f"exec {sys.executable} -c '{SCRIPT}' >&- 2>&-"
     assert subprocess.run(["bash", "-c", closed], env=environment, check=False).returncode == 0
+
+
+WORKING = """
+import os, sys, warnings
+from rich.console import Console
+from engine.commands.quiet_libraries import libraries_logged
+from engine.commands.status_line import status_line
+with libraries_logged() as terminal:
+    console = Console(file=terminal.err)
+    with status_line(console, "at work on [1]") as update:
+        print("lost"); print("lost", file=sys.stderr); warnings.warn("lost", FutureWarning); os.write(2, b"lost\\n")
+        update("still at work")
+        console.print("kept")
+"""
+
+
+def test_a_line_of_progress_takes_nothing_back_from_the_log(noisy):
+    environment, state = noisy
+    lost = (state / "libraries.log").read_text().count("lost")
+    primary, secondary = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", WORKING], env={**environment, "TERM": "xterm"}, stdout=secondary, stderr=secondary
+    )
+    os.close(secondary)
+    drawn = b""
+    while piece := _read(primary):
+        drawn += piece
+    os.close(primary)
+    assert child.wait(60) == 0
+    assert b"at work on [1]" in drawn
+    assert b"still at work" in drawn
+    assert b"kept" in drawn
+    assert b"lost" not in drawn
+    assert (state / "libraries.log").read_text().count("lost") - lost >= 4
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux's way of telling the end
+        return b""
 
 
 def test_generation_prints_one_document_and_nothing_else(noisy):
