@@ -162,7 +162,8 @@ def choose_plan(
         choice = _scheduled(planning, make_schedule(planning, None, table=table))
     else:
         choice = _best_context(planning, table or tier_table(planning), highest=training.tier == "max")
-    if choice.seconds is not None and choice.schedule is None:
+    # Where the data are not known, max_steps may be more updates than they give.
+    if choice.seconds is not None and choice.schedule is None and repository_tokens is not None:
         note = f"{choice.note}; {format_seconds(choice.seconds)} in all, start, scoring and saving included"
         choice = dataclasses.replace(choice, note=note)
     if planning.machine.past is not None:

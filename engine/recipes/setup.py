@@ -117,7 +117,9 @@ def set_up(session: TrainingSession, *, grow: bool = True) -> Setup:
     resumed, damaged = group.agree(lambda: _newest_valid(checkpoints) if session.resuming else (None, []))
     if resumed is None and damaged:
         raise NOTHING_TO_RESUME(run=session.run.id)
-    planned_updates = (choice.updates if choice.schedule else config.training.max_steps) or 0
+    # An epoch may end before max_steps; then only the data say after how many updates.
+    known = choice.schedule is not None or choice.updates == config.training.max_steps
+    planned_updates = (choice.updates if known else 0) or 0
     total_steps = resumed.progress.total_steps if resumed else planned_updates
     session.emit(
         RunStarted(

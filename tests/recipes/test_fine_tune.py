@@ -33,6 +33,7 @@ from engine.protocol.events import (
     PHASES,
     CheckpointSaved,
     EvalCompleted,
+    LogLine,
     PhaseChanged,
     RecoveryTaken,
     RunFinished,
@@ -249,6 +250,19 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_from_its_beginning(
     second = again(first)
     train(second)
     assert [e.loss for e in second.of(StepCompleted)] == [e.loss for e in whole.of(StepCompleted)]
+
+
+def test_more_updates_than_an_epoch_has_are_neither_announced_nor_counted_in_the_time(small_repository, tmp_path):
+    short = SHORT | {"context": 2048, "tokens_per_update": 4096}
+    first = start(configure(tmp_path, [small_repository], max_steps=500, **short), {1: [Stop(id="1")]})
+    train(first)
+    taken = first.of(StepCompleted)[0].total_steps
+    assert taken < 20
+    assert first.of(RunStarted)[0].total_steps == 0  # not known yet
+    second = again(first, {2: [Stop(id="2", save=False)]})
+    train(second)
+    assert second.of(RunStarted)[0].total_steps == taken
+    assert not [line.text for line in second.of(LogLine) if "in all" in line.text]
 
 
 def test_a_repository_that_changed_meanwhile_is_told(small_repository, tmp_path):
