@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from engine.errors.data import (
     REPOSITORY_MISSING,
     REPOSITORY_NO_SOURCE,
     REPOSITORY_NOT_A_FOLDER,
+    REPOSITORY_REMOTE,
     REPOSITORY_TOO_SMALL,
     REPOSITORY_UNREADABLE,
     REPOSITORY_UNSET,
@@ -43,6 +45,8 @@ BYTES_PER_TOKEN = 3.57
 "The demo tokenizer makes 3.54 of CPython 3.11.7's standard library (31.5 MB); larger vocabularies do better."
 _MARKER_TOKENS = 12
 "A document's path and end mark, in tokens."
+_ADDRESS = re.compile(r"(?:^|/)((?:https?|ssh|git):/+.+|git@[\w.-]+:.+)$")
+"What `git clone` takes, at the end of a path that may have been made absolute."
 EXAMPLES = 5
 "Files named of those that were left out for one reason."
 MINIMUM_TOKENS = 64
@@ -198,6 +202,9 @@ def _check_folder(given: Path) -> Path:
         with os.scandir(root):
             return root
     except (FileNotFoundError, NotADirectoryError):
+        if address := _ADDRESS.search(str(given)):
+            # A Path keeps one slash of two.
+            raise REPOSITORY_REMOTE(path=re.sub(r"^(\w+):/+", r"\1://", address[1])) from None
         raise REPOSITORY_MISSING(path=given) from None
     except OSError as error:
         raise REPOSITORY_UNREADABLE(path=given, problem=error.strerror or error) from error

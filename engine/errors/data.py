@@ -17,6 +17,12 @@ REPOSITORY_MISSING = declare(
     "check the path",
     about="data.repositories",
 )
+REPOSITORY_REMOTE = declare(
+    "repository-remote",
+    "repository {path} is not on this machine",
+    "clone it (git clone) and pass the clone's folder",
+    about="data.repositories",
+)
 REPOSITORY_NOT_A_FOLDER = declare(
     "repository-not-a-folder",
     "repository {path} is not a folder",

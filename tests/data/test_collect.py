@@ -105,6 +105,14 @@ def test_unusable_repositories(tmp_path: Path, write: Write) -> None:
     (tmp_path / "empty").mkdir()
     assert error(tmp_path / "empty").code == "repository-empty"
     root = write({"a.png": b"\0", "b.jpg": b"\0", "c.csv": "1\n"})
+    for address in ("https://github.com/a/b", "ssh://git@host/a.git", "git@github.com:a/b.git"):
+        for given in (Path(address), Path(address).absolute()):  # as typed, and as a command passes it on
+            refused = error(given)
+            assert (refused.code, refused.message) == (
+                "repository-remote",
+                f"repository {address} is not on this machine",
+            )
+    assert error(tmp_path / "https:").code == "repository-missing"
     assert error(root / "a.png").code == "repository-not-a-folder"
     assert error(root / "a.png" / "x").code == "repository-missing"
     assert "skipped 3 files: 2 binary, 1 data" in str(error(root))
