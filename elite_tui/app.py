@@ -209,6 +209,10 @@ class EliteApp(App[str]):
     def _run_opened(self, message: messages.RunOpened) -> None:
         self.run_desk.opened(message)
 
+    @on(messages.RunResumed)
+    def _run_resumed(self, message: messages.RunResumed) -> None:
+        self.run_desk.resumed(message)
+
     @on(messages.RunNews)
     def _run_news(self, message: messages.RunNews) -> None:
         self.run_desk.heard(message)

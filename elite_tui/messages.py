@@ -94,6 +94,13 @@ class RunOpened(Message):
 
 
 @dataclass
+class RunResumed(Message):
+    """The result of resuming a run that had ended."""
+
+    outcome: RunHandle | EliteError
+
+
+@dataclass
 class Sampled(Latest):
     """A new telemetry snapshot."""
 

@@ -171,6 +171,14 @@ class Engine:
 
         return launch(config)
 
+    def resume(self, path: Path) -> RunHandle:
+        """Resumes a run that has ended from its last checkpoint, in its own process."""
+        from engine.launch.launcher import launch
+        from engine.runs.run_directory import RunDirectory
+
+        run = RunDirectory.open(path)
+        return launch(run.load_config(), resume=run)
+
     def open_run(self, reference: str | None) -> RunHandle:
         """Attaches to a run by id, prefix or path, None for the newest. Live and finished runs look the same."""
         from engine.launch.handle import RunHandle

@@ -100,6 +100,10 @@ class EngineClient:
         """Starts a run; posts RunOpened."""
         self._ask("run", lambda: self.engine.launch(config), lambda run: messages.RunOpened(run, launched=True))
 
+    def resume(self, path: Path) -> None:
+        """Resumes a run that has ended; posts RunResumed."""
+        self._ask("run", lambda: self.engine.resume(path), messages.RunResumed)
+
     def open_runs(self, references: Sequence[str | None]) -> None:
         """Opens runs; posts a RunOpened for each, in this order. The first is shown on screen."""
 

@@ -15,7 +15,13 @@ RUN_ACTIONS: tuple[Action, ...] = (
         help="Hold the run after the present tile or step; it keeps its memory.",
         screens=("monitor",),
     ),
-    Action(name="resume", keys="r", label="Resume", help="Let a paused run go on.", screens=("monitor",)),
+    Action(
+        name="resume",
+        keys="r",
+        label="Resume",
+        help="Let a paused run go on; resume a stopped, failed or died one from its last checkpoint.",
+        screens=("monitor", "result", "runs"),
+    ),
     Action(
         name="save_now",
         keys="w",

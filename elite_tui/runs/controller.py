@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from elite_tui import messages
 from elite_tui.format.figures import printable
 from elite_tui.runs.open_runs import OpenRun
 from elite_tui.runs.view import RunView
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from elite_tui import messages
     from elite_tui.client.workers import EngineClient
     from elite_tui.host import Host
     from elite_tui.state import AppState
@@ -45,6 +45,24 @@ class RunController:
         state.launching = True
         self._host.tell(StatePart.PREFLIGHT)
         self._client.launch(state.preflight.value)
+
+    def resume(self, path: Path) -> None:
+        """Resumes a run that has ended from its last checkpoint, and shows it."""
+        if self._state.launching:
+            return
+        self._state.launching = True
+        self._host.tell(StatePart.RUN)
+        self._client.resume(path)
+
+    def resumed(self, message: messages.RunResumed) -> None:
+        """Follows the resumed run from its first event, or reports the error."""
+        outcome = message.outcome
+        if not isinstance(outcome, EliteError):
+            self.opened(messages.RunOpened(outcome, launched=True))
+            return
+        self._state.launching = False
+        self._host.notify(str(outcome), title="not resumed", severity="error", markup=False)
+        self._host.tell(StatePart.RUN)
 
     def open(self, references: Sequence[str | None]) -> None:
         """Opens runs by reference, each in a tab."""

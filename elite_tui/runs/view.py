@@ -101,6 +101,11 @@ class RunView:
         return self.finished is not None or self.failed is not None
 
     @property
+    def resumable(self) -> bool:
+        """Whether the run ended before its last step."""
+        return self.ended and (self.finished is None or self.finished.status == "stopped")
+
+    @property
     def state(self) -> str:
         """One word for the status line: a phase, paused, stopping, or the outcome."""
         if self.failed is not None:

@@ -166,14 +166,23 @@ class ResultScreen(AppScreen):
             self.app.push_screen(ExportScreen(self.state.run_path))
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
-        """Allows trying and exporting only a run with a result."""
+        """Allows trying and exporting only a run with a result, and resuming one without its last step."""
         run = self.state.run
         adapter = run.finished.adapter if run is not None and run.finished is not None else None
+        if action == "resume":
+            access = self.state.open_runs.current.access if self.state.open_runs.current is not None else None
+            resumable = run is not None and run.resumable and not self.state.launching
+            return resumable and not (access is not None and access.refusal)
         if action == "copy_command":
             return run is not None and bool(use_command(run, self.state.report.value)[0])
         if action == "more_functions":
             return len(self._samples) > AT_ONCE
         return adapter is not None if action in ("show_generate", "export") else True
+
+    def action_resume(self) -> None:
+        """Resumes the run from its last checkpoint; its monitor shows how it goes on."""
+        if self.state.run_path is not None:
+            self.elite.run_desk.resume(self.state.run_path)
 
     def action_copy_command(self) -> None:
         """Copies the command that puts the result to use, by OSC 52, which works over SSH too."""

@@ -38,6 +38,7 @@ class RunCommands(AppScreen):
             tuple(view.pending.values()),
             run.access,
             len(self.state.open_runs),
+            self.state.launching,
         )
         if offered != self._offered:
             self._offered = offered
@@ -55,9 +56,12 @@ class RunCommands(AppScreen):
             return self.state.run_active
         if action not in COMMAND_OF_ACTION:
             return True
-        if current is None or run is None or run.ended or COMMAND_OF_ACTION[action] in run.pending.values():
+        if current is None or run is None or COMMAND_OF_ACTION[action] in run.pending.values():
             return False
-        if action in ("pause", "resume") and run.paused is not (action == "resume"):
+        if run.ended:
+            if action != "resume" or not run.resumable or self.state.launching:
+                return False
+        elif action in ("pause", "resume") and run.paused is not (action == "resume"):
             return False
         return None if current.access is not None and current.access.refusal else True
 
@@ -66,8 +70,12 @@ class RunCommands(AppScreen):
         self.elite.run_desk.send("Pause")
 
     def action_resume(self) -> None:
-        """Sends Resume."""
-        self.elite.run_desk.send("Resume")
+        """Sends Resume; resumes a run that has ended."""
+        run, path = self.state.run, self.state.run_path
+        if run is not None and path is not None and run.ended:
+            self.elite.run_desk.resume(path)
+        else:
+            self.elite.run_desk.send("Resume")
 
     def action_save_now(self) -> None:
         """Sends SaveNow."""
@@ -87,7 +95,7 @@ class RunCommands(AppScreen):
         self.app.push_screen(
             ConfirmScreen(
                 "Stop this run?",
-                "It ends after the present step and saves a checkpoint; `engine train --resume` goes on from there.",
+                "It ends after the present step and saves a checkpoint; r or `engine train --resume` continues it.",
                 (("stop", "Stop and save"), ("cancel", "Keep training")),
                 safe="cancel",
             ),

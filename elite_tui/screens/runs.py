@@ -40,6 +40,7 @@ STATUS_MARKS = {
     "died": "✗",
 }
 TRAINING = frozenset({"starting", "running", "paused"})
+RESUMABLE = frozenset({"stopped", "failed", "died"})
 SHORT_ID = 4
 """Last characters of a run's id, which distinguish runs of one name."""
 
@@ -211,6 +212,11 @@ class RunsScreen(AppScreen):
         if event.row_key.value is not None:
             self.elite.run_desk.open([event.row_key.value])
 
+    @on(DataTable.RowHighlighted)
+    def _row_highlighted(self) -> None:
+        """Shows the keys of the run under the cursor in the footer."""
+        self.refresh_bindings()
+
     @on(DataTable.HeaderSelected)
     def _header_selected(self, event: DataTable.HeaderSelected) -> None:
         key = event.column_key.value
@@ -225,6 +231,19 @@ class RunsScreen(AppScreen):
         path = self._under_cursor()
         if path is not None:
             self.elite.run_desk.open([path])
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        """Allows resuming only a run that ended before its last step."""
+        if action != "resume":
+            return True
+        run = self._run_under_cursor() if self.query(RunTable) else None  # asked before and after the table is there
+        return run is not None and run.status in RESUMABLE and not self.state.launching
+
+    def action_resume(self) -> None:
+        """Resumes the run under the cursor from its last checkpoint, and shows it."""
+        run = self._run_under_cursor()
+        if run is not None:
+            self.elite.run_desk.resume(run.path)
 
     def action_mark_run(self) -> None:
         """Toggles the mark of the run under the cursor, and moves the cursor down."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from textual.events import Paste
+from textual.widgets._footer import FooterKey
 
 from elite_tui.app import EliteApp
 from elite_tui.client.calls import Engine
@@ -18,6 +20,10 @@ from elite_tui.widgets.field_row import FieldRow
 from elite_tui.widgets.option_form import OptionForm
 from elite_tui.wizard.draft import Draft
 from engine.launch.handle import RunHandle
+from engine.launch.launcher import launch
+from engine.launch.preflight import check
+from engine.protocol.commands import Stop
+from engine.protocol.events import StepCompleted
 from engine.runs.run_index import find_run, list_runs
 from tests.tui.support import make_app, screen_of, settled, text_of, until
 from tests.tui.terminal import Terminal
@@ -115,6 +121,63 @@ async def test_from_the_first_screen_to_the_result(repository, tmp_path, one_thr
     assert summary.status == "completed"
     assert summary.perplexity_before is not None
     assert summary.perplexity_after is not None
+
+
+async def test_a_stopped_run_is_resumed_from_the_list_and_its_result(repository, tmp_path, one_thread):
+    """Stops a real run twice; resumes it by the key of the list, then by that of its result, to its last step."""
+    values = {
+        "data.repositories": [str(repository)],
+        "model.device": "cpu",
+        "output.directory": str(tmp_path / "out"),
+        "output.model_name": "shop",
+        "training.epochs": 20,
+        "training.max_steps": 40,
+    }
+    draft = Draft(None, {})
+    for path, value in {**FEW_STEPS, **values}.items():
+        draft.set(path, value)
+    handle = launch(check(draft.run_config()))
+    stop_at_a_step(handle)
+    handle.close()
+    app = EliteApp(AppState(draft=draft), Engine(), first_screen="runs")
+    app.animation_level = "none"
+    async with app.run_test(size=(100, 32)) as pilot:
+        await until(pilot, lambda: "Resume" in keys_of(app))
+        stopped_at = app.state.runs.value[0].step
+        assert 0 < stopped_at < 40
+        await pilot.press("r")
+        await until(pilot, lambda: screen_of(app) == "monitor", seconds=60)
+        await until(pilot, lambda: app.state.run.done_steps > stopped_at and not app.state.run.ended, seconds=120)
+        await until(pilot, lambda: len(app.state.run.history.steps) == app.state.run.done_steps)  # both attempts
+        await pilot.press("s")
+        await until(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("left", "enter")
+        await until(pilot, lambda: app.state.run.ended, seconds=120)
+        assert app.state.run.state == "stopped"
+        await pilot.press("enter")
+        await until(pilot, lambda: screen_of(app) == "result" and "Resume" in keys_of(app))
+        await until(pilot, lambda: find_run().status() == "stopped")
+        await pilot.press("r")
+        await until(pilot, lambda: screen_of(app) == "monitor", seconds=60)
+        await until(pilot, lambda: app.state.run.state == "completed", seconds=120)
+        await until(pilot, lambda: "Resume" not in keys_of(app))
+        assert app.state.run.done_steps == 40
+        await pilot.press("ctrl+q")
+
+
+def keys_of(app):
+    """The labels of the footer's keys."""
+    return [key.description for key in app.screen.query(FooterKey)]
+
+
+def stop_at_a_step(handle):
+    """Stops a run after its first step, and waits for its end."""
+    while handle.ending is None:
+        for envelope in handle.poll():
+            if isinstance(envelope.event, StepCompleted) and envelope.event.step == 1:
+                handle.send(Stop(id="1"))
+        time.sleep(0.02)
+    handle.wait_exit(30)
 
 
 def test_a_run_outlives_a_killed_app_and_is_attached_to_again(repository, tmp_path, one_thread):

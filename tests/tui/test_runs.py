@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 
 import pytest
 from textual.widgets import Button, DataTable, Input
@@ -45,8 +46,8 @@ def summary(number, **values):
     return RunSummary(**{**defaults, **values})
 
 
-def make_run(output, name, *, steps=4, rate=2e-4, loss=2.0, automatic=False):
-    """Writes a completed run to disk; its configuration has no rate if that is automatic."""
+def make_run(output, name, *, steps=4, rate=2e-4, loss=2.0, automatic=False, status="completed"):
+    """Writes a run that has ended to disk; its configuration has no rate if that is automatic."""
     mapping = {
         "data": {"repositories": ["/home/me/shop"]},
         "output": {"directory": str(output), "model_name": name},
@@ -73,7 +74,7 @@ def make_run(output, name, *, steps=4, rate=2e-4, loss=2.0, automatic=False):
             )
         )
     journal.append(EvalCompleted(step=steps, loss=loss, perplexity=math.exp(loss), tokens=10))
-    journal.append(RunFinished(status="completed", steps=steps, seconds=9.0, adapter="adapter"))
+    journal.append(RunFinished(status=status, steps=steps, seconds=9.0, adapter="adapter"))
     journal.close()
     return run
 
@@ -321,3 +322,24 @@ async def test_without_the_run_that_it_was_opened_from_the_list_says_how_to_go_o
         await pilot.press("escape")
         await until(pilot, lambda: bool(app._notifications))
         assert screen_of(app) == "runs"
+
+
+async def test_only_a_run_without_its_last_step_is_resumed_and_a_refusal_is_told(tmp_path):
+    stopped = make_run(tmp_path / "out", "stopped", status="stopped")
+    make_run(tmp_path / "out", "completed")
+    remember_output(tmp_path / "out")
+    app = make_app("runs", engine=Engine())
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: len(statuses(app)) == 2)
+        offered = {}
+        for _ in range(2):
+            run = app.screen._run_under_cursor()
+            offered[run.status] = app.screen.check_action("resume", ())
+            await pilot.press("down")
+        assert offered == {"stopped": True, "completed": False}
+        app.screen.query_one(RunTable).move_cursor(row=statuses(app).index("■ stopped"))
+        shutil.rmtree(stopped.path)
+        await pilot.press("r")
+        await until(pilot, lambda: any(note.title == "not resumed" for note in app._notifications))
+        assert screen_of(app) == "runs"
+        assert not app.state.launching
