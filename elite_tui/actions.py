@@ -212,6 +212,13 @@ ACTIONS: tuple[Action, ...] = (
         priority=True,
     ),
     Action(
+        name="suspend_process",
+        keys="ctrl+z",
+        label="Suspend",
+        help="Go back to the shell, whose `fg` brings the app back. Runs go on.",
+        footer=False,
+    ),
+    Action(
         name="ask_quit",
         keys="ctrl+q",
         label="Quit",

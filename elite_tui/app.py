@@ -291,6 +291,10 @@ class EliteApp(App[str]):
         elif answer == "detach":
             self.leave()
 
+    def action_help_quit(self) -> None:
+        """Names the key that quits, for ctrl+c where nothing is selected that it could copy."""
+        self.notify("ctrl+q quits; runs go on", timeout=4)
+
     def leave(self, run_state: str = "goes on") -> None:
         """Closes the app. Never ends a run; `run_state` describes the run on screen for the line printed after exit."""
         self.drafting.save()

@@ -131,6 +131,12 @@ class Tmux:
             time.sleep(0.05)
         raise AssertionError("the app did not start")
 
+    def start_in_shell(self, *command: str) -> None:
+        """Runs the app in an interactive shell, which has job control."""
+        Path(self._folder).mkdir(exist_ok=True)
+        self.run("new-session", "-d", "-x", "80", "-y", "24", "bash --noprofile --norc -i")
+        self.run("send-keys", shlex.join([sys.executable, "-m", "elite_tui", *command]), "Enter")
+
     @property
     def text(self) -> str:
         """Returns the text on the screen."""
@@ -160,10 +166,38 @@ def has_gone(pid):
     return False
 
 
-@pytest.mark.skipif(
+needs_tmux = pytest.mark.skipif(
     shutil.which("tmux") is None or shutil.which("pgrep") is None or not sys.platform.startswith("linux"),
     reason="needs tmux and pgrep (apt install tmux procps)",
 )
+
+
+@needs_tmux
+def test_ctrl_c_names_the_key_that_quits_and_ctrl_z_gives_the_shell_back(live_run):
+    tmux = Tmux()
+    try:
+        tmux.start_in_shell("monitor", live_run.id)
+        tmux.wait_for(lambda text: "● training" in text)
+        tmux.run("send-keys", "C-c")
+        tmux.wait_for(lambda text: "ctrl+q quits" in text)
+        tmux.run("send-keys", "C-z")
+        tmux.wait_for(lambda text: "Stopped" in text and "● training" not in text)
+        tmux.run("send-keys", "echo $((6 * 7)) is here", "Enter")
+        tmux.wait_for(lambda text: "42 is here" in text)
+        assert goes_on(live_run)
+        tmux.run("resize-window", "-x", "100", "-y", "30")
+        tmux.run("send-keys", "fg", "Enter")
+        tmux.wait_for(lambda text: "● training" in text and "f1 Help" in text.splitlines()[29])
+        tmux.run("send-keys", "C-q")
+        tmux.wait_for(lambda text: "A run is under way" in text)
+        tmux.run("send-keys", "Enter")
+        tmux.wait_for(lambda text: f"run {live_run.id} goes on" in text.replace("\n", ""))
+        assert goes_on(live_run)
+    finally:
+        tmux.close()
+
+
+@needs_tmux
 def test_detaching_losing_the_connection_and_coming_back(live_run):
     tmux = Tmux()
     try:
