@@ -58,6 +58,13 @@ ACTIONS: tuple[Action, ...] = (
         screens=("project",),
     ),
     Action(
+        name="leave_recent",
+        keys="escape",
+        label="Back",
+        help="Go from the recent projects and runs back to the form.",
+        screens=("project",),
+    ),
+    Action(
         name="measure",
         keys="f7",
         label="Measure",

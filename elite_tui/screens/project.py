@@ -135,8 +135,7 @@ class ProjectScreen(WizardScreen):
     def _project_chosen(self, message: RecentList.ProjectChosen) -> None:
         row = self.query_one("#field-data-repositories", FieldRow)
         row.set_text(text_of(message.repositories))
-        self.remove_class("-recent")
-        row.control.focus()
+        self.action_leave_recent()
 
     @on(RecentList.RunChosen)
     def _run_chosen(self, message: RecentList.RunChosen) -> None:
@@ -151,13 +150,22 @@ class ProjectScreen(WizardScreen):
 
     def action_recent(self) -> None:
         """Focuses the list of recent projects and runs; on a small terminal, it replaces the facts."""
-        recent = self.query_one(RecentList)
         if self.has_class("-recent"):
-            self.remove_class("-recent")
-            self.query_one(FieldRow).control.focus()
+            self.action_leave_recent()
         else:
             self.add_class("-recent")
-            recent.focus()
+            self.query_one(RecentList).focus()
+            self.refresh_bindings()
+
+    def action_leave_recent(self) -> None:
+        """Shows the facts again and focuses the form."""
+        self.remove_class("-recent")
+        self.query_one(FieldRow).control.focus()
+        self.refresh_bindings()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
+        """Allows leaving only the list of recent projects and runs."""
+        return action != "leave_recent" or self.has_class("-recent")
 
     def action_rescan(self) -> None:
         """Reads the repository and the list of runs again."""

@@ -42,9 +42,11 @@ class RecentList(OptionList):
         super().__init__(id=id, markup=False)
         self._projects: list[list[str]] = []
         self._shown: tuple[object, ...] = ()
+        self._drawn_from: tuple[Draft, RemoteData[Sequence[RunSummary]]] | None = None
 
     def show(self, draft: Draft, listed: RemoteData[Sequence[RunSummary]]) -> None:
         """Redraws the list if it changed."""
+        self._drawn_from = draft, listed
         width = max(24, self.size.width - _MARGIN)
         found, runs = projects(draft), list(listed.value or ())[:RUNS_SHOWN]
         shown = (repr(found), tuple(runs), width, listed.loading)
@@ -62,6 +64,11 @@ class RecentList(OptionList):
             options.append(Option(Content.styled(words, "$muted"), disabled=True))
         self.clear_options()
         self.add_options(options)
+
+    def on_resize(self) -> None:
+        """Fits the lines to the width, which a hidden list does not have."""
+        if self._drawn_from is not None:
+            self.show(*self._drawn_from)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Posts the choice."""

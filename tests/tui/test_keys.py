@@ -167,6 +167,7 @@ async def ask_models(pilot) -> None:
 
 PREPARED = {
     ("generate", "stop_writing"): ask_models,
+    ("project", "leave_recent"): keys("f4"),
     ("tiers", "clear_what_if"): suppose,
     ("tiers", "recommend"): keys("up", "enter"),
     ("options", "reset_field"): keys("down", "down", "space"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from textual.events import Key
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from elite_tui.__main__ import enclosing_repository
 from elite_tui.widgets.field_row import FieldRow
@@ -99,6 +99,29 @@ async def test_a_project_is_remembered_and_taken_up_again(tmp_path):
         await pilot.press("down", "enter")
         await until(pilot, lambda: again.state.draft.get("data.repositories") == ["/home/me/shop"])
         await until(pilot, lambda: not again.screen.has_class("-recent"))
+
+
+async def test_recent_projects_take_the_width_that_there_is_and_escape_leaves_them():
+    folder = "/home/me/work/of/this/year/shop"
+    app = make_app(machine=cpu_machine(), values={"data.repositories": [folder]})
+    remember(app.state.draft)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        recent = app.screen.query_one(RecentList)
+        assert not recent.region  # hidden, so that it has no width yet
+
+        def lines():
+            return [str(option.prompt) for option in recent.options]
+
+        await pilot.press("f4")
+        await until(pilot, lambda: any(folder in line for line in lines()))
+        await pilot.resize_terminal(40, 24)
+        await until(pilot, lambda: all(len(line) <= 40 for line in lines()))
+        await pilot.press("escape")
+        await until(pilot, lambda: not app.screen.has_class("-recent"))
+        assert isinstance(app.focused, Input)
+        await pilot.press("escape")
+        assert screen_of(app) == "project"
 
 
 async def test_a_recent_run_is_opened(tmp_path):
