@@ -1,4 +1,4 @@
-"""A table that also takes clicks while it has no columns."""
+"""A table of rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ if TYPE_CHECKING:
 
 
 class Table(DataTable[CellType]):
-    """A DataTable. Textual's own fails on a click on a heading that is not there, as in a table without columns."""
+    """A DataTable whose home and end keys go to the first and last row, as its cursor is a row."""
 
     def on_click(self, event: Click) -> None:
-        """Ignores a click on a column that the table does not have, or no longer has."""
+        """Ignores a click on a column that the table does not have, or no longer has, on which Textual's own fails."""
         if event.style.meta.get("column", -1) >= len(self.columns):
             event.prevent_default()
+
+    def action_scroll_home(self) -> None:
+        """Moves the cursor to the first row."""
+        self.action_scroll_top()
+
+    def action_scroll_end(self) -> None:
+        """Moves the cursor to the last row."""
+        self.action_scroll_bottom()

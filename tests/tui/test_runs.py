@@ -324,6 +324,17 @@ async def test_without_the_run_that_it_was_opened_from_the_list_says_how_to_go_o
         assert screen_of(app) == "runs"
 
 
+async def test_home_and_end_go_to_the_first_and_the_last_run(three_runs):
+    app = make_app("runs", engine=Engine())
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: len(statuses(app)) == 3)
+        table = app.screen.query_one(RunTable)
+        await pilot.press("end")
+        assert table.cursor_row == 2
+        await pilot.press("home")
+        assert table.cursor_row == 0
+
+
 async def test_only_a_run_without_its_last_step_is_resumed_and_a_refusal_is_told(tmp_path):
     stopped = make_run(tmp_path / "out", "stopped", status="stopped")
     make_run(tmp_path / "out", "completed")
