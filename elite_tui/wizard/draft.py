@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, get_args, get_origin
+from urllib.parse import unquote
 
 import yaml
 
@@ -26,6 +28,7 @@ PROJECT_FIELDS = {
     "output.model_name": "Name",
 }
 "The fields of the first screen, with their labels. Several repositories are separated by commas."
+PATH_FIELDS = frozenset({"data.repositories", "data.datasets", "model.name", "output.directory"})
 _KEPT = "wizard"
 "Section of the file for settings outside the configuration."
 
@@ -38,7 +41,7 @@ def text_of(value: Any) -> str:
         return value
     if isinstance(value, list):
         items = [str(item) for item in value]
-        if any("," in item or item != item.strip() for item in items):
+        if any("," in item or item != unquoted(item.strip()) for item in items):
             return yaml.safe_dump(items, default_flow_style=True, width=float("inf")).strip()
         return ", ".join(items)
     return yaml.safe_dump(value).splitlines()[0] if isinstance(value, bool) else str(value)
@@ -49,15 +52,25 @@ def value_of(spec: FieldSpec, text: str) -> Any:
     if spec.choices:
         return next((choice for choice in get_args(spec.type) if str(choice) == text), text)
     if spec.type is str:
-        return text
+        return unquoted(text) if spec.path in PATH_FIELDS else text
     try:
         if get_origin(spec.type) is list:
             if text.lstrip().startswith("["):
                 return config.parse_value(text)
-            return [item.strip() for item in text.split(",") if item.strip()]
+            items = [item.strip() for item in text.split(",") if item.strip()]
+            return [unquoted(item) for item in items] if spec.path in PATH_FIELDS else items
         return config.parse_value(text)
     except (yaml.YAMLError, ValueError):
         return text
+
+
+def unquoted(text: str) -> str:
+    """Returns a path without a shell's quotes or escapes, with which terminals, shells and file managers paste it."""
+    if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    if text.startswith("file:///"):
+        return unquote(text.removeprefix("file://"))
+    return re.sub(r"\\([^\w/\\])", r"\1", text)
 
 
 class Draft:

@@ -21,6 +21,15 @@ from engine import config
         ("lora.targets", "q_proj, v_proj", ["q_proj", "v_proj"]),
         ("data.repositories", "/a b, /c", ["/a b", "/c"]),
         ("data.repositories", "['/a, b']", ["/a, b"]),
+        ("data.repositories", "'/a b/', \"/c'd\"", ["/a b/", "/c'd"]),
+        ("data.repositories", r"~/a\ \(b\)/c\'s, /d", ["~/a (b)/c's", "/d"]),
+        ("data.repositories", "file:///home/me/a%20b", ["/home/me/a b"]),
+        ("data.repositories", "it's, 's", ["it's", "'s"]),
+        ("data.repositories", r"C:\Users\me", [r"C:\Users\me"]),
+        ("data.repositories", "https://host/a%20b", ["https://host/a%20b"]),
+        ("output.directory", "'/a b'", "/a b"),
+        ("output.directory", "'", "'"),
+        ("lora.targets", "'q_proj'", ["'q_proj'"]),
         ("output.model_name", "007", "007"),
         ("model.precision", "nf4", "nf4"),
     ],
@@ -39,6 +48,12 @@ def test_every_default_survives_the_form(spec):
 def test_a_path_with_a_comma_survives_the_form():
     spec = config.field_spec("data.repositories")
     assert value_of(spec, text_of(["/a, b", "/c"])) == ["/a, b", "/c"]
+
+
+@pytest.mark.parametrize("name", [r"/a\ b", "'/a'", "/a\\(b"])
+def test_a_path_that_looks_pasted_survives_the_form(name):
+    spec = config.field_spec("data.repositories")
+    assert value_of(spec, text_of([name])) == [name]
 
 
 def test_closing_loses_nothing_typed(tmp_path):
