@@ -95,8 +95,11 @@ def _measured(run: RunDirectory) -> Iterator[str]:
     except (OSError, ValueError, TypeError, KeyError, msgspec.ValidationError):
         return
     row, rate = evaluation.perplexity, evaluation.completed("parses")
-    change = interval_words(row.change_interval, "{:+.1%}")
-    yield f"{'':<19} {row.change:+.1%} over {row.tokens:,} tokens, 95% interval {change}"
+    if row.change_interval is None:
+        sure = "too few files for an interval"
+    else:
+        sure = f"95% interval {interval_words(row.change_interval, '{:+.1%}')}"
+    yield f"{'':<19} {row.change:+.1%} over {row.tokens:,} tokens, {sure}"
     if rate is not None:
         yield f"files that parse    {change_words(rate)}"
     if (guessed := evaluation.mark("next name", "guessed")) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -170,8 +171,10 @@ class LiveDisplay:
             self.say(text)
 
     def say(self, text: str) -> None:
-        """Prints a line above the bar."""
-        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Prints text above the bar, in lines of whole words, so that a path can be copied."""
+        console = self.progress.console
+        lines = textwrap.wrap(text, console.width, break_long_words=False, break_on_hyphens=False)
+        console.print("\n".join(lines), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
     def finish(self, run: RunDirectory, ending: RunFinished | RunFailed) -> None:
         """Removes the bar and prints the result."""

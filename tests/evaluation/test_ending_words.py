@@ -65,6 +65,12 @@ def test_the_ending_tells_both_figures_with_their_intervals(tmp_path, counts, sa
     assert read_report(tmp_path).compile_rate_by_chance == by_chance
 
 
+def test_the_ending_says_why_there_is_no_interval(tmp_path):
+    run = RunDirectory(tmp_path)
+    keep_evaluation(run, replace(evaluation(completion=(64, 24, 48)), perplexity=replace(ROW, change_interval=None)))
+    assert "-20.0% over 32,768 tokens, too few files for an interval" in "\n".join(describe_ending(run, FINISHED))
+
+
 def test_the_ending_tells_how_many_names_of_lines_were_right(tmp_path):
     run = RunDirectory(tmp_path)
     lines = task_result("next line", [line(n % 4 == 0) for n in range(80)], [line(n % 2 == 0) for n in range(80)])

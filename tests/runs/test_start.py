@@ -157,3 +157,11 @@ def assert_replayed_as_dead(run, events):
     assert replayed[:-1] == events
     assert isinstance(replayed[-1], RunFailed)
     assert replayed[-1].error == "child-died"
+
+
+def test_the_display_of_a_terminal_breaks_lines_between_words_and_no_path():
+    out = io.StringIO()
+    path = "/home/me/" + "long/" * 20 + "adapter"
+    LiveDisplay(Console(file=out, width=40, force_terminal=True)).say(f"{'word ' * 12}at {path} :bug:")
+    lines = out.getvalue().splitlines()
+    assert [line.split() for line in lines] == [["word"] * 8, ["word"] * 4 + ["at"], [path], [":bug:"]]
