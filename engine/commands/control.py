@@ -94,6 +94,6 @@ def _send(args: argparse.Namespace) -> int:
         return 0
     if args.json:
         print_json(asdict(answer))
-    done = "done" if answer.accepted else "refused"
-    print(f"{args.command} {done}: run {run.id} {one_line(answer.text)}".rstrip(), file=sys.stderr)  # noqa: T201
+    verdict = "accepted" if answer.accepted else "refused"
+    print(f"{args.command} {verdict}: run {run.id} {one_line(answer.text)}".rstrip(), file=sys.stderr)  # noqa: T201
     return 0 if answer.accepted else USAGE

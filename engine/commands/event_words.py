@@ -49,7 +49,9 @@ def describe(event: Event) -> str:
     elif isinstance(event, RecoveryTaken):
         text = f"recovered: {event.what} ({event.why})"
     elif isinstance(event, CommandAcked):
-        text = f"{event.command} {'done' if event.accepted else 'refused'} {event.text}".strip()
+        text = f"{event.command} {'accepted' if event.accepted else 'refused'}" + (
+            f": {event.text}" if event.text else ""
+        )
     else:
         text = ""
     return one_line(text)
