@@ -150,8 +150,8 @@ class RunHistory:
         return self.steps.last("tokens") or 0.0
 
     def begin(self, time: float) -> None:
-        """Sets the clock at the run's first event."""
-        self._clock = time
+        """Sets the clock at the first event of an attempt, without the time since the last step before it."""
+        self._clock = time - (self.steps.last("time") or 0.0)
 
     def go_on(self, first_step: int, time: float) -> None:
         """Starts an attempt after `first_step` and drops the rows of repeated steps."""

@@ -214,6 +214,7 @@ class RunView:
             self.phase_began = envelope.time
         if event.begins_attempt:  # the one before may have been killed while it was paused
             self.paused = False
+            self.history.begin(envelope.time)
         self.phase, self.phase_detail, self.part_began = phase, event.detail, envelope.time
         self._leave_stage()
         self.eta.begin(envelope.time)

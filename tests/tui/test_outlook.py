@@ -180,7 +180,10 @@ def test_short_steps_before_long_ones_are_as_much_of_the_run_as_the_time_that_th
         done = StepCompleted(step=step, tokens_per_second=1.0, seconds=5.0, eta_seconds=left, **common)
         at(100.0 + 5 * step, done, view=view)
         assert remaining(view, PROMISED, 100.0 + 5 * step).share == pytest.approx(5 * step / 160)
-    # Hours between two attempts are no part of it.
+    # Hours between two attempts are no part of it, from the first event of the second one on.
+    at(8990.0, PhaseChanged(phase="starting"), view=view)
+    found = remaining(view, PROMISED, 8995.0)
+    assert found.share == pytest.approx(45 / (45 + found.seconds))
     at(9000.0, replace(STARTED, first_step=8), view=view)
     at(9010.0, PhaseChanged(phase="training"), view=view)
     assert remaining(view, PROMISED, 9010.0).share == pytest.approx(50 / 170)
