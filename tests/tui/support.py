@@ -243,6 +243,9 @@ class FixedEngine(Engine):
         assert self.handle is not None
         return self.handle
 
+    def resume(self, path):
+        return self.open_run(str(path))
+
     def open_run(self, reference):
         self.opened.append(reference)
         assert self.handle is not None

@@ -58,6 +58,8 @@ class Watched(FixedEngine):
 
     def __init__(self, *, ended: bool = False) -> None:
         super().__init__(gpu_machine(), GpuReplay(ended=ended))
+        self._ended = ended
+        self._given = []
         self.summaries = runs_engine().summaries
         self.asked: list[str] = []
 
@@ -65,6 +67,20 @@ class Watched(FixedEngine):
         if not name.startswith("_") and name in vars(FixedEngine) | vars(FixedEngine.__mro__[1]):
             object.__getattribute__(self, "asked").append(name)
         return super().__getattribute__(name)
+
+    def launch(self, config):
+        self._renew()
+        return super().launch(config)
+
+    def open_run(self, reference):
+        self._renew()
+        return super().open_run(reference)
+
+    def _renew(self):
+        """Replaces a handle that was followed before, which has no events left."""
+        if self.handle in self._given:
+            self.handle = GpuReplay(ended=self._ended)
+        self._given.append(self.handle)
 
     def compare(self, paths):
         return compared()
