@@ -41,6 +41,8 @@ STATUS_MARKS = {
 }
 TRAINING = frozenset({"starting", "running", "paused"})
 RESUMABLE = frozenset({"stopped", "failed", "died"})
+REFRESH_SECONDS = 5.0
+"Seconds after which the list is read again while a run trains."
 SHORT_ID = 4
 """Last characters of a run's id, which distinguish runs of one name."""
 
@@ -133,6 +135,8 @@ class RunsScreen(AppScreen):
         self._marked: dict[str, None] = {}
         "Paths of the marked runs, in the order of marking."
         self._shown: list[RunSummary] = []
+        self._drawn: tuple[object, ...] = ()
+        "Inputs of the drawn table."
 
     def compose_body(self) -> Iterable[Widget]:
         """Composes a summary line, the filter, and the table."""
@@ -144,6 +148,12 @@ class RunsScreen(AppScreen):
         """Reads the list on entry."""
         self.query_one(RunTable).focus()
         if not self.state.runs.loading:
+            self.elite.run_desk.ask_runs()
+        self.set_interval(REFRESH_SECONDS, self._follow)
+
+    def _follow(self) -> None:
+        runs = self.state.runs
+        if not runs.loading and any(run.status in TRAINING for run in runs.value or ()):
             self.elite.run_desk.ask_runs()
 
     def show(self, changed: Parts) -> None:
@@ -162,6 +172,11 @@ class RunsScreen(AppScreen):
     def _fill(self) -> None:
         runs = matching(self.state.runs.value or (), self.query_one("#filter", Input).value)
         self._shown = in_order(runs, COLUMNS[self._column], turned=self._turned)
+        drawn = (self._shown, tuple(self._marked), self._column, self._turned, self.size.width)
+        if drawn == self._drawn:
+            self._tell()
+            return
+        self._drawn = drawn
         table = self.query_one(RunTable)
         under = self._under_cursor()
         row = table.cursor_row

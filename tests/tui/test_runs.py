@@ -11,16 +11,19 @@ from textual.widgets import Button, DataTable, Input
 
 from elite_tui.client.calls import Engine
 from elite_tui.runs.comparison import LETTERS, read_comparison
+from elite_tui.screens import runs
 from elite_tui.screens.confirm import TypedConfirmScreen
 from elite_tui.screens.runs import COLUMNS, RunTable, in_order, matching
 from engine import config as run_config
 from engine.errors.runs import RUN_DAMAGED
+from engine.launch import launcher
 from engine.protocol.events import EvalCompleted, PhaseChanged, RunFinished, RunStarted, StepCompleted
 from engine.runs.journal import JournalWriter
 from engine.runs.process_record import ProcessRecord, write_record
 from engine.runs.run_directory import RunDirectory
 from engine.runs.run_index import remember_output
 from engine.runs.run_summary import RunSummary
+from tests.runs import recipes
 from tests.tui.recording import FOLDER, START
 from tests.tui.support import make_app, screen_of, settled, text_of, until
 
@@ -354,3 +357,27 @@ async def test_only_a_run_without_its_last_step_is_resumed_and_a_refusal_is_told
         await until(pilot, lambda: any(note.title == "not resumed" for note in app._notifications))
         assert screen_of(app) == "runs"
         assert not app.state.launching
+
+
+async def test_the_list_follows_a_run_that_trains_and_its_end(tmp_path, monkeypatch):
+    """A real process of the short recipe; no key is pressed."""
+    monkeypatch.setattr(runs, "REFRESH_SECONDS", 0.1)
+    mapping = {"training": {"max_steps": 150}, "output": {"directory": str(tmp_path / "out"), "model_name": "ok"}}
+    handle = launcher.launch(run_config.from_mapping(mapping), recipe=recipes.PATH)
+    app = make_app("runs", engine=Engine())
+    try:
+        async with app.run_test(size=SIZE) as pilot:
+            seen = set()
+
+            def step():
+                table = app.screen.query_one(RunTable)
+                seen.update(str(table.get_row_at(row)[5]) for row in range(table.row_count))
+                return len(seen)
+
+            await until(pilot, lambda: step() > 2, seconds=60)
+            await until(pilot, lambda: statuses(app) == ["✓ completed"], seconds=60)
+    finally:
+        if handle._process.exitcode is None:
+            handle._process.kill()
+        handle.wait_exit(30)
+        handle.close()
