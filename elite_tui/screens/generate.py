@@ -15,6 +15,7 @@ from elite_tui.generation.answers import SIDES
 from elite_tui.screens.app_screen import AppScreen
 from elite_tui.state_part import Parts, StatePart
 from elite_tui.widgets.line_input import LineInput
+from elite_tui.wizard.draft import unquoted
 from engine.errors import EliteError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class GenerateScreen(AppScreen):
         try:
             if not place:
                 return
-            path, before, after = read_place(place)
+            path, before, after = read_place(unquoted(place))
             if len(before) > LONGEST:
                 raise PROMPT_UNREADABLE(
                     path=path,

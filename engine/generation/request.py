@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from engine.errors.generation import PROMPT_LINE, PROMPT_UNREADABLE
+from engine.home_folder import expand_home
 
 Side = Literal["base", "tuned"]
 SIDES: tuple[Side, ...] = ("base", "tuned")
@@ -41,11 +41,11 @@ def read_place(text: str) -> tuple[str, str, str]:
     Raises:
         EliteError: PROMPT_UNREADABLE, PROMPT_LINE.
     """
-    path, line = Path(text), None
+    path, line = expand_home(text), None
     try:
         found = re.fullmatch(r"(.+):(\d+)", text)
         if found and not path.is_file():
-            path, line = Path(found[1]), int(found[2])
+            path, line = expand_home(found[1]), int(found[2])
         # Line ends are made \n on reading, so that \r\n and \r end a line too.
         with path.open(encoding="utf-8") as file:
             content = file.read(_LONGEST + 1)

@@ -47,6 +47,13 @@ def test_at_a_place_in_a_file(capsys, tmp_path):
     assert json.loads(out)["base"]["tokens"] <= 3
 
 
+def test_a_place_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.py").write_text("one\ntwo\n")
+    assert read_place("~/a.py:1") == (str(tmp_path / "a.py"), "one\n", "two\n")
+    assert read_place("~/a.py") == (str(tmp_path / "a.py"), "one\ntwo\n", "")
+
+
 @pytest.mark.parametrize(("content", "last"), [("", 1), ("one\ntwo", 2), ("one\ntwo\n", 3)])
 def test_a_line_past_the_end_is_refused(capsys, tmp_path, content, last):
     path = tmp_path / "short.py"

@@ -107,8 +107,15 @@ async def test_what_cannot_be_asked_is_said(tmp_path):
         place.value = "/nowhere/[/bold]x.py:3"
         await pilot.press("enter")
         assert "/nowhere/[/bold]x.py" in text_of(app, "#status")
+        await pilot.resize_terminal(60, 20)
+        status = app.screen.query_one("#status")
+        await until(pilot, lambda: status.size.height == 2)  # nothing of it is cut off
         path = tmp_path / "a.py"
         path.write_text("one\ntwo\nthree\n")
+        place.value = f"'{path}'"
+        await pilot.press("enter")
+        assert app.state.generation.prompt == "one\ntwo\nthree\n"
+        place.focus()
         place.value = f"{path}:2"
         await pilot.press("enter")
         state = app.state.generation
