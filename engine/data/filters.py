@@ -167,11 +167,13 @@ _POINTERS = (
 )
 _SECRET_FILES = re.compile(
     r"^(?:\.env(?:\.(?!example|sample|template|dist|defaults?)[\w-]+)*|\.netrc|_netrc|\.pgpass|\.pypirc|\.npmrc|\.htpasswd"
-    r"|\.git-credentials|\.dockercfg|id_(?:rsa|dsa|ecdsa|ed25519)|[\w.-]+\.(?:pem|key|ppk|p12|pfx|jks|keystore|kdbx|asc|gpg)"
+    r"|\.git-credentials|\.dockercfg|id_(?:rsa|dsa|ecdsa|ed25519)|[\w.-]+\.(?:pem|key|ppk|p12|pfx|jks|keystore|kdbx|gpg)"
     r"|[\w.-]*\.tfstate(?:\.backup)?|credentials|client_secrets?(?:_[\w.-]*)?\.json|service[_-]account[\w.-]*\.json"
     r"|secrets?\.(?:ya?ml|json|toml|ini))$",
     re.IGNORECASE,
 )
+_ARMOR = b"-----BEGIN "
+"Keys that are written as text begin with it (RFC 7468; RFC 9580, section 6.2). A book about them shows it further down."
 _LONGEST_POINTER = 1024
 _MINIFIED_MEAN_LINE = 300
 "Bytes a line, on average; people write about 35."
@@ -229,6 +231,9 @@ def reasons_by_head(head: bytes, language: str, name: str = "") -> Iterator[str]
         return
     if head.startswith(_POINTERS) and len(head) < _LONGEST_POINTER:
         yield "pointer"
+    # The ending alone says nothing: AsciiDoc's chapters and AGS' scripts have it too.
+    if name.lower().endswith(".asc") and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_ARMOR):
+        yield "secrets"
     if is_generated(head, language, name):
         yield "generated"
     if language not in _LONG_LINES_ARE_PROSE and len(head) > 2 * _MINIFIED_MEAN_LINE:

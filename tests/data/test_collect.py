@@ -32,6 +32,7 @@ def error(*repositories: Path, max_file_bytes: int = MAX) -> EliteError:
     [
         ("node_modules/x/index.js", "let x = 1;\n", "vendored"),
         ("src/vendor/x.go", "package x\n", "vendored"),
+        ("signing.asc", "\n-----BEGIN PGP PRIVATE KEY BLOCK-----\n\nlQVYBGU\n", "secrets"),
         ("package-lock.json", "{}\n", "lock"),
         ("Cargo.lock", "a\n", "lock"),
         ("api_pb2.py", "x = 1\n", "generated"),
@@ -72,6 +73,7 @@ def test_left_out(write: Write, path: str, content: str | bytes, reason: str) ->
         ("MAIN.CPP", "int main() {}\n", "C++"),
         ("paragraph.md", "word " * 4000, "Markdown"),
         ("utf16.cs", "class A {}\n".encode("utf-16"), "C#"),
+        ("book/sign.asc", "= Signing\n\n----\n-----BEGIN PGP SIGNATURE-----\nVersion: 1\n----\n", "AsciiDoc"),
         ("talk.py", "import x\n\n# we look for '@generated' marks\n\nMARK = '@generated'\n", "Python"),
     ],
 )
