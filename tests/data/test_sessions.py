@@ -427,3 +427,26 @@ def test_messages_of_codex_without_a_type(tmp_path: Path) -> None:
 def test_many_backslashes_take_no_long_time() -> None:
     text = "\\" * 400_000
     assert without_home(text) == text
+
+
+def read(text: str) -> list[list[tuple[str, str]]]:
+    """What each session of a file says, by whom."""
+    sessions = read_sessions(Path("s.jsonl"), text.encode())
+    return [[(message["role"], message["content"]) for message in session.messages] for session in sessions]
+
+
+def test_what_no_model_wrote_is_no_answer() -> None:
+    error = "API Error: 529 Overloaded"
+    said = [
+        claude(1, None, "user", "fix it"),
+        claude(2, 1, "assistant", [{"type": "text", "text": error}], isApiErrorMessage=True),
+        claude(3, 2, "user", "go on"),
+        claude(4, 3, "assistant", [{"type": "text", "text": "fixed"}]),
+        claude(5, 4, "user", "[Request interrupted by user]"),
+        claude(6, 5, "assistant", [{"type": "text", "text": "No response requested."}]),
+    ]
+    said[5]["message"]["model"] = "<synthetic>"
+    spoken = [("user", "fix it"), ("user", "go on"), ("assistant", "fixed")]
+    assert read(lines(*said)) == [spoken]
+    assert read(lines(*[{key: record[key] for key in ("type", "message")} for record in said[2:]])) == [spoken[1:]]
+    assert read(lines(*said[:2])) == []

@@ -96,9 +96,12 @@ def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
 
 
 def _blocks(record: Record) -> list[Any] | None:
-    """What a record's message is made of; None for one that is no message."""
+    """What a record's message is made of; None for one that is no message, or that no model and no person wrote."""
     message = record.get("message")
     if record.get("type") not in ("user", "assistant") or record.get("isMeta") or not isinstance(message, dict):
+        return None
+    # Errors of the API and "No response requested." stand in an answer's place.
+    if record.get("isApiErrorMessage") is True or message.get("model") == "<synthetic>":
         return None
     content = message.get("content")
     if isinstance(content, str):
