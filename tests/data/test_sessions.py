@@ -450,3 +450,22 @@ def test_what_no_model_wrote_is_no_answer() -> None:
     assert read(lines(*said)) == [spoken]
     assert read(lines(*[{key: record[key] for key in ("type", "message")} for record in said[2:]])) == [spoken[1:]]
     assert read(lines(*said[:2])) == []
+
+
+def test_an_agent_that_a_call_started_is_another_conversation() -> None:
+    """As `claude --print --output-format stream-json` writes it: no record names the one before it."""
+
+    def streamed(parent: str | None, kind: str, content: Any) -> dict[str, Any]:
+        return {"type": kind, "message": {"role": kind, "content": content}, "parent_tool_use_id": parent}
+
+    found = read(
+        lines(
+            streamed(None, "user", "count the files"),
+            streamed(None, "assistant", [use("t1", "Agent", prompt="count")]),
+            streamed("t1", "user", [{"type": "text", "text": "count"}]),
+            streamed("t1", "assistant", [{"type": "text", "text": "there are two"}]),
+            streamed(None, "user", [result("t1", "two")]),
+            streamed(None, "assistant", [{"type": "text", "text": "Two files."}]),
+        )
+    )
+    assert found == [[("user", "count the files"), ("assistant", ""), ("tool", "two"), ("assistant", "Two files.")]]

@@ -68,7 +68,7 @@ def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
 
     Where no record names the one before it, as in what other programs export, they stand in the file's order.
     """
-    records = [record for record in records if not record.get("isSidechain")]
+    records = [record for record in records if not _in_side_chain(record)]
     spoken = [record for record in records if _blocks(record) is not None]
     by_name = {name: record for record in records if (name := _name(record.get("uuid")))}
     if not spoken:
@@ -93,6 +93,11 @@ def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
             _say_claude_code(transcript, record)
         first = stretch[0] if stretch else {}
         yield from _made("Claude Code", path, first.get("timestamp"), first.get("cwd"), transcript)
+
+
+def _in_side_chain(record: Record) -> bool:
+    """Whether another agent says it, which a call of the session's own has started."""
+    return bool(record.get("isSidechain") or record.get("parent_tool_use_id"))
 
 
 def _blocks(record: Record) -> list[Any] | None:
