@@ -469,3 +469,15 @@ def test_an_agent_that_a_call_started_is_another_conversation() -> None:
         )
     )
     assert found == [[("user", "count the files"), ("assistant", ""), ("tool", "two"), ("assistant", "Two files.")]]
+
+
+@pytest.mark.parametrize("missing", ["boundary", "message"])
+def test_nothing_is_lost_before_a_record_whose_parent_the_file_does_not_hold(missing: str) -> None:
+    records = [json.loads(line) for line in COMPACTED.splitlines()]
+    if missing == "boundary":
+        records[2]["logicalParentUuid"] = "not-in-the-file"
+    else:
+        records[1]["parentUuid"] = "not-in-the-file"
+    first, second = read(lines(*records))
+    assert first == [("user", "first request"), ("assistant", "first answer")]
+    assert second == [("user", "summary of before"), ("assistant", "second answer")]

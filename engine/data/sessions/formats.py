@@ -66,11 +66,13 @@ def _name(value: Any) -> str:
 def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
     """A conversation for each stretch between compactions, after which the agent goes on from a summary.
 
-    Where no record names the one before it, as in what other programs export, they stand in the file's order.
+    Where no record names the one before it, as in what other programs export, they stand in the file's order. So does
+    one that names a record which the file does not hold: a boundary of a compaction often does.
     """
     records = [record for record in records if not _in_side_chain(record)]
     spoken = [record for record in records if _blocks(record) is not None]
     by_name = {name: record for record in records if (name := _name(record.get("uuid")))}
+    before = _spoken_before(records)
     if not spoken:
         return
     linked = any(_name(record.get("parentUuid")) in by_name for record in records)
@@ -83,9 +85,11 @@ def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
         while at is not None and _name(at.get("uuid")) not in seen:
             chain.append(at)
             seen.add(_name(at.get("uuid")))
-            at = by_name.get(_name(at.get("parentUuid")))
+            parent = _name(at.get("parentUuid"))
+            at = by_name.get(parent, before[id(at)] if parent else None)
         root = chain[-1] if chain else {}
-        leaf = by_name.get(_name(root.get("logicalParentUuid")))
+        parent = _name(root.get("logicalParentUuid"))
+        leaf = by_name.get(parent, before[id(root)] if parent else None)
         stretches.append(_with_results(spoken, chain))
     for stretch in reversed(stretches):
         transcript = Transcript()
@@ -98,6 +102,16 @@ def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
 def _in_side_chain(record: Record) -> bool:
     """Whether another agent says it, which a call of the session's own has started."""
     return bool(record.get("isSidechain") or record.get("parent_tool_use_id"))
+
+
+def _spoken_before(records: Sequence[Record]) -> dict[int, Record | None]:
+    """The last message before each record in the file, by the identity of its object."""
+    found: dict[int, Record | None] = {}
+    last: Record | None = None
+    for record in records:
+        found[id(record)] = last
+        last = record if _blocks(record) is not None else last
+    return found
 
 
 def _blocks(record: Record) -> list[Any] | None:
