@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.data.sessions.session import Session, Transcript, text_of
-
-Record = Mapping[str, Any]
+from engine.data.sessions.codex import read_codex
+from engine.data.sessions.records import Record, json_of, name_of, object_of, objects_of
+from engine.data.sessions.session import Session, Transcript, sessions_of, text_of
 
 
 def read_sessions(path: Path, content: bytes) -> Iterator[Session]:
@@ -20,44 +19,24 @@ def read_sessions(path: Path, content: bytes) -> Iterator[Session]:
         content: Its bytes.
     """
     if path.suffix == ".jsonl":
-        records = [record for line in content.splitlines() if isinstance(record := _json(line), dict)]
+        records = [record for line in content.splitlines() if isinstance(record := json_of(line), dict)]
         if any(record.get("type") in ("session_meta", "response_item") for record in records):
-            yield from _codex(path, records)
+            yield from read_codex(path, records)
         elif any(_blocks(record) is not None for record in records):
             yield from _claude_code(path, records)
         else:
             for record in records:
                 yield from _trajectory(path, record)
         return
-    whole = _json(content)
-    if isinstance(whole, list) and ".traj" in path.name and any("role" in message for message in _objects(whole)):
+    whole = json_of(content)
+    if isinstance(whole, list) and ".traj" in path.name and any("role" in message for message in objects_of(whole)):
         yield from _swe_agent("mini-swe-agent", path, {}, whole, {})
     elif isinstance(whole, list):
-        yield from _openhands(path, {}, _objects(whole))
+        yield from _openhands(path, {}, objects_of(whole))
     elif isinstance(whole, dict) and "loglines" in whole:
-        yield from _claude_code(path, _objects(whole["loglines"]))
+        yield from _claude_code(path, objects_of(whole["loglines"]))
     elif isinstance(whole, dict):
         yield from _trajectory(path, whole)
-
-
-def _json(text: bytes) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _object(value: Any) -> Record:
-    return value if isinstance(value, dict) else {}
-
-
-def _objects(value: Any) -> list[Record]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
-
-
-def _name(value: Any) -> str:
-    """An identity that records name each other by; "" for none, whatever stands in its place."""
-    return value if isinstance(value, str) else ""
 
 
 # --- Claude Code: ~/.claude/projects/<folder>/<session>.jsonl ------------------------------------------------
@@ -71,24 +50,24 @@ def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
     """
     records = [record for record in records if not _in_side_chain(record)]
     spoken = [record for record in records if _blocks(record) is not None]
-    by_name = {name: record for record in records if (name := _name(record.get("uuid")))}
+    by_name = {name: record for record in records if (name := name_of(record.get("uuid")))}
     before = _spoken_before(records)
     if not spoken:
         return
-    linked = any(_name(record.get("parentUuid")) in by_name for record in records)
+    linked = any(name_of(record.get("parentUuid")) in by_name for record in records)
     leaf: Record | None = spoken[-1] if linked else None
     stretches = [] if linked else [spoken]
     seen: set[str] = set()
     while leaf is not None:
         chain: list[Record] = []
         at: Record | None = leaf
-        while at is not None and _name(at.get("uuid")) not in seen:
+        while at is not None and name_of(at.get("uuid")) not in seen:
             chain.append(at)
-            seen.add(_name(at.get("uuid")))
-            parent = _name(at.get("parentUuid"))
+            seen.add(name_of(at.get("uuid")))
+            parent = name_of(at.get("parentUuid"))
             at = by_name.get(parent, before[id(at)] if parent else None)
         root = chain[-1] if chain else {}
-        parent = _name(root.get("logicalParentUuid"))
+        parent = name_of(root.get("logicalParentUuid"))
         leaf = by_name.get(parent, before[id(root)] if parent else None)
         stretches.append(_with_results(spoken, chain))
     for stretch in reversed(stretches):
@@ -96,7 +75,7 @@ def _claude_code(path: Path, records: Sequence[Record]) -> Iterator[Session]:
         for record in stretch:
             _say_claude_code(transcript, record)
         first = stretch[0] if stretch else {}
-        yield from _made("Claude Code", path, first.get("timestamp"), first.get("cwd"), transcript)
+        yield from sessions_of("Claude Code", path, first.get("timestamp"), first.get("cwd"), transcript)
 
 
 def _in_side_chain(record: Record) -> bool:
@@ -130,21 +109,23 @@ def _blocks(record: Record) -> list[Any] | None:
 
 def _with_results(spoken: Sequence[Record], chain: Sequence[Record]) -> list[Record]:
     """The records of a chain in the file's order, with what belongs to them: parts of one answer, results of calls."""
-    names = {_name(record.get("uuid")) for record in chain}
-    answers = {_name(_object(record.get("message")).get("id")) for record in chain if record.get("type") == "assistant"}
+    names = {name_of(record.get("uuid")) for record in chain}
+    answers = {
+        name_of(object_of(record.get("message")).get("id")) for record in chain if record.get("type") == "assistant"
+    }
     answers.discard("")
     kept = [
         record
         for record in spoken
-        if _name(record.get("uuid")) in names
-        or (record["type"] == "assistant" and _name(record["message"].get("id")) in answers)
+        if name_of(record.get("uuid")) in names
+        or (record["type"] == "assistant" and name_of(record["message"].get("id")) in answers)
     ]
     calls = {str(part.get("id")) for record in kept for part in _blocks(record) or () if part.get("type") == "tool_use"}
-    names |= {_name(record.get("uuid")) for record in kept}
+    names |= {name_of(record.get("uuid")) for record in kept}
 
     def belongs(record: Record) -> bool:
         results = [str(part.get("tool_use_id")) for part in _blocks(record) or () if part.get("type") == "tool_result"]
-        return _name(record.get("uuid")) in names or (bool(results) and calls.issuperset(results))
+        return name_of(record.get("uuid")) in names or (bool(results) and calls.issuperset(results))
 
     return [record for record in spoken if belongs(record)]
 
@@ -166,57 +147,12 @@ def _say_claude_code(transcript: Transcript, record: Record) -> None:
             transcript.say("user", str(part.get("text") or ""))
 
 
-# --- Codex: ~/.codex/sessions/YYYY/MM/DD/rollout-*.jsonl -----------------------------------------------------
-
-_CALLS = ("function_call", "custom_tool_call", "local_shell_call")
-_OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output")
-
-
-def _codex(path: Path, records: Sequence[Record]) -> Iterator[Session]:
-    transcript = Transcript()
-    about: Record = {}
-    for record in records:
-        payload = record.get("payload")
-        payload = payload if isinstance(payload, dict) else record
-        if record.get("type") == "session_meta":
-            if not about:
-                about = payload
-                told = payload.get("base_instructions") or payload.get("instructions")
-                transcript.say("system", text_of(told))
-        elif record.get("type") == "response_item" or "payload" not in record:
-            _say_codex(transcript, payload)
-    yield from _made("Codex", path, about.get("timestamp"), about.get("cwd"), transcript)
-
-
-def _say_codex(transcript: Transcript, item: Record) -> None:
-    kind = item.get("type")
-    if kind in ("message", None) and item.get("role") == "assistant":
-        transcript.answer(text_of(item.get("content")))
-    elif kind == "message" or (kind is None and "role" in item):
-        role = "system" if item.get("role") in ("system", "developer") else "user"
-        transcript.say(role, text_of(item.get("content")))
-    elif kind == "reasoning":
-        transcript.answer(reasoning=text_of(item.get("content")) or text_of(item.get("summary")))
-    elif kind in _CALLS:
-        arguments = item.get("arguments", item.get("input", item.get("action")))
-        transcript.call(str(item.get("call_id")), str(item.get("name") or "shell"), arguments)
-    elif kind in _OUTPUTS:
-        output = item.get("output")
-        found = _json(output.encode("utf-8", "replace")) if isinstance(output, str) else output
-        code = None
-        if isinstance(found, dict):
-            about = found.get("metadata")
-            code = about.get("exit_code") if isinstance(about, dict) else None
-            output = found.get("output", found.get("content", output))
-        transcript.result(str(item.get("call_id")), text_of(output), failed=code not in (None, 0))
-
-
 # --- SWE-agent, mini-swe-agent and OpenHands -------------------------------------------------------------------
 
 
 def _trajectory(path: Path, record: Record) -> Iterator[Session]:
     history = record.get("history")
-    info = _object(record.get("info"))
+    info = object_of(record.get("info"))
     mini = isinstance(record.get("trajectory_format"), str)
     if mini or (isinstance(history, list) and any(isinstance(one, dict) and "role" in one for one in history)):
         agent = "mini-swe-agent" if mini else "SWE-agent"
@@ -237,10 +173,10 @@ def _swe_agent(agent: str, path: Path, record: Record, messages: Any, info: Reco
         if message["role"] == "assistant":
             reasoning = message.get("reasoning_content")
             transcript.answer(text, reasoning if isinstance(reasoning, str) else "")
-            calls = _objects(message.get("tool_calls"))
+            calls = objects_of(message.get("tool_calls"))
             waiting = [str(call.get("id") or f"call_{number}_{place}") for place, call in enumerate(calls)]
             for identity, call in zip(waiting, calls, strict=True):
-                function = _object(call.get("function")) or call
+                function = object_of(call.get("function")) or call
                 transcript.call(identity, str(function.get("name") or "bash"), function.get("arguments"))
         elif message["role"] == "tool" or message.get("tool_call_ids"):
             several = message.get("tool_call_ids")
@@ -252,7 +188,7 @@ def _swe_agent(agent: str, path: Path, record: Record, messages: Any, info: Reco
     status = str(info.get("exit_status") or "")
     outcome = _resolved(resolved) or ("finished" if status.lower().startswith("submitted") else "unfinished")
     name = record.get("repo") or record.get("instance_id") or path.name.partition(".")[0]
-    yield from _made(agent, path, record.get("timestamp"), name, transcript, outcome)
+    yield from sessions_of(agent, path, record.get("timestamp"), name, transcript, outcome)
 
 
 def _openhands(path: Path, record: Record, events: Sequence[Record]) -> Iterator[Session]:
@@ -267,7 +203,7 @@ def _openhands(path: Path, record: Record, events: Sequence[Record]) -> Iterator
     outcome = _resolved(record.get("resolved"))
     date = next((event["timestamp"] for event in events if isinstance(event.get("timestamp"), str)), None)
     name = record.get("repo") or record.get("instance_id") or path.name.partition(".")[0]
-    yield from _made("OpenHands", path, date, name, transcript, outcome)
+    yield from sessions_of("OpenHands", path, date, name, transcript, outcome)
 
 
 def _say_openhands(transcript: Transcript, event: Record) -> None:
@@ -294,7 +230,7 @@ def _say_openhands(transcript: Transcript, event: Record) -> None:
             arguments = {k: v for k, v in action.items() if k != "kind"} if isinstance(action, dict) else {}
         transcript.call(str(event.get("tool_call_id")), str(event.get("tool_name") or "tool"), arguments)
     elif kind in ("ObservationEvent", "AgentErrorEvent", "UserRejectObservation"):
-        found = _object(event.get("observation"))
+        found = object_of(event.get("observation"))
         text = text_of(found.get("content", found.get("output"))) or str(
             event.get("error") or event.get("rejection_reason") or ""
         )
@@ -304,12 +240,12 @@ def _say_openhands(transcript: Transcript, event: Record) -> None:
 
 def _say_openhands_before(transcript: Transcript, event: Record) -> None:
     """Events of OpenHands before its SDK: actions and observations."""
-    metadata = _object(event.get("tool_call_metadata"))
+    metadata = object_of(event.get("tool_call_metadata"))
     identity = str(metadata.get("tool_call_id") or event.get("cause", event.get("id")))
-    arguments = _object(event.get("args"))
+    arguments = object_of(event.get("args"))
     if "observation" in event:
-        extras = _object(event.get("extras"))
-        about = _object(extras.get("metadata")) or extras
+        extras = object_of(event.get("extras"))
+        about = object_of(extras.get("metadata")) or extras
         failed = event["observation"] == "error" or about.get("exit_code") not in (None, 0, -1)
         if identity in transcript.identities:
             transcript.result(identity, text_of(event.get("content")), failed=failed)
@@ -333,7 +269,7 @@ def _call_openhands_before(
     thought = text_of(arguments.get("thought"))
     given: Any = {key: value for key, value in arguments.items() if key in _TOLD and value not in (None, "")}
     for choice in _choices(metadata):
-        for call in _objects(choice.get("tool_calls")):
+        for call in objects_of(choice.get("tool_calls")):
             if call.get("id") == metadata.get("tool_call_id"):
                 given = call["function"].get("arguments") if isinstance(call.get("function"), dict) else given
         thought = text_of(choice.get("content")) or thought
@@ -359,26 +295,10 @@ _TOLD = (
 
 
 def _choices(metadata: Record) -> Iterator[Record]:
-    for choice in _objects(_object(metadata.get("model_response")).get("choices")):
+    for choice in objects_of(object_of(metadata.get("model_response")).get("choices")):
         if isinstance(choice.get("message"), dict):
             yield choice["message"]
 
 
 def _resolved(value: Any) -> str:
     return "" if not isinstance(value, bool | int) else "resolved" if value else "unresolved"
-
-
-def _made(
-    agent: str, path: Path, date: Any, repository: Any, transcript: Transcript, outcome: str = ""
-) -> Iterator[Session]:
-    messages = transcript.finished()
-    if not any(message["role"] == "assistant" for message in messages):
-        return
-    yield Session(
-        agent=agent,
-        path=path,
-        date=date if isinstance(date, str) else "",
-        repository=repository if isinstance(repository, str) else "",
-        outcome=outcome or transcript.outcome,
-        messages=messages,
-    )

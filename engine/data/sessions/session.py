@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,23 @@ class Transcript:
         """Whether the agent had the last word."""
         last = self.messages[-1] if self.messages else {"role": ""}
         return "finished" if last["role"] == "assistant" and not last.get("tool_calls") else "unfinished"
+
+
+def sessions_of(
+    agent: str, path: Path, date: Any, repository: Any, transcript: Transcript, outcome: str = ""
+) -> Iterator[Session]:
+    """Yields the session that a transcript makes; none without an answer."""
+    messages = transcript.finished()
+    if not any(message["role"] == "assistant" for message in messages):
+        return
+    yield Session(
+        agent=agent,
+        path=path,
+        date=date if isinstance(date, str) else "",
+        repository=repository if isinstance(repository, str) else "",
+        outcome=outcome or transcript.outcome,
+        messages=messages,
+    )
 
 
 def _joined(before: str, text: str) -> str:

@@ -1,0 +1,57 @@
+"""Reads the files of Codex. Unknown records are passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from engine.data.sessions.records import Record, json_of
+from engine.data.sessions.session import Session, Transcript, sessions_of, text_of
+
+_CALLS = ("function_call", "custom_tool_call", "local_shell_call")
+_OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output")
+
+
+def read_codex(path: Path, records: Sequence[Record]) -> Iterator[Session]:
+    """Reads the session of a file, ~/.codex/sessions/YYYY/MM/DD/rollout-*.jsonl.
+
+    Args:
+        path: Of the file.
+        records: Its lines.
+    """
+    transcript = Transcript()
+    about: Record = {}
+    for record in records:
+        payload = record.get("payload")
+        payload = payload if isinstance(payload, dict) else record
+        if record.get("type") == "session_meta":
+            if not about:
+                about = payload
+                told = payload.get("base_instructions") or payload.get("instructions")
+                transcript.say("system", text_of(told))
+        elif record.get("type") == "response_item" or "payload" not in record:
+            _say_codex(transcript, payload)
+    yield from sessions_of("Codex", path, about.get("timestamp"), about.get("cwd"), transcript)
+
+
+def _say_codex(transcript: Transcript, item: Record) -> None:
+    kind = item.get("type")
+    if kind in ("message", None) and item.get("role") == "assistant":
+        transcript.answer(text_of(item.get("content")))
+    elif kind == "message" or (kind is None and "role" in item):
+        role = "system" if item.get("role") in ("system", "developer") else "user"
+        transcript.say(role, text_of(item.get("content")))
+    elif kind == "reasoning":
+        transcript.answer(reasoning=text_of(item.get("content")) or text_of(item.get("summary")))
+    elif kind in _CALLS:
+        arguments = item.get("arguments", item.get("input", item.get("action")))
+        transcript.call(str(item.get("call_id")), str(item.get("name") or "shell"), arguments)
+    elif kind in _OUTPUTS:
+        output = item.get("output")
+        found = json_of(output.encode("utf-8", "replace")) if isinstance(output, str) else output
+        code = None
+        if isinstance(found, dict):
+            about = found.get("metadata")
+            code = about.get("exit_code") if isinstance(about, dict) else None
+            output = found.get("output", found.get("content", output))
+        transcript.result(str(item.get("call_id")), text_of(output), failed=code not in (None, 0))
