@@ -481,3 +481,32 @@ def test_nothing_is_lost_before_a_record_whose_parent_the_file_does_not_hold(mis
     first, second = read(lines(*records))
     assert first == [("user", "first request"), ("assistant", "first answer")]
     assert second == [("user", "summary of before"), ("assistant", "second answer")]
+
+
+@pytest.mark.parametrize(
+    ("output", "failed"),
+    [
+        ("Exit code: 1\nWall time: 0.1 seconds\nOutput:\nno such file", True),
+        ("Exit code: 0\nWall time: 0.1 seconds\nTotal output lines: 9\nOutput:\nExit code: 1\nOutput:\n", False),
+        (
+            "Chunk ID: e006d7\nWall time: 0.0 seconds\nProcess exited with code 127\nOriginal token count: 4\nOutput:",
+            True,
+        ),
+        ("Wall time: 1.1 seconds\nProcess exited with code -1\nOutput:\n", True),
+        ("Chunk ID: a\nWall time: 5.0 seconds\nProcess running with session ID 7\nOutput:\nmake: Error 2", False),
+        ("Wall time: 1.1 seconds\nProcess exited with code 0\nOutput:\nProcess exited with code 1\nOutput:", False),
+        ("tests say:\nExit code: 1\nOutput:\n", False),
+        ({"content": "denied", "success": False}, True),
+        ([{"type": "input_text", "text": "Exit code: 2\nWall time: 0 seconds\nOutput:\n"}], True),
+    ],
+)
+def test_commands_of_codex_that_failed(output: Any, failed: bool) -> None:
+    records = [
+        item(type="message", role="user", content=[{"type": "input_text", "text": "run it"}]),
+        item(type="function_call", name="exec_command", arguments="{}", call_id="c1"),
+        item(type="function_call_output", call_id="c1", output=output),
+        item(type="message", role="assistant", content=[{"type": "output_text", "text": "done"}]),
+    ]
+    (session,) = read_sessions(Path("rollout.jsonl"), lines(*records).encode())
+    assert session.messages[2]["role"] == "tool"
+    assert session.messages[2].get("is_error", False) is failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from engine.data.sessions.session import Session, Transcript, sessions_of, text_
 
 _CALLS = ("function_call", "custom_tool_call", "local_shell_call")
 _OUTPUTS = ("function_call_output", "custom_tool_call_output", "local_shell_call_output")
+_EXIT = re.compile(
+    r"(?:(?:Chunk ID|Wall time): [^\n]*\n)*(?:Exit code: |Process exited with code )(-?\d+)\n"
+    r"(?:[^\n]{0,99}\n){0,3}Output:"
+)
+"""What stands above a command's output, which may itself say such things."""
 
 
 def read_codex(path: Path, records: Sequence[Record]) -> Iterator[Session]:
@@ -49,9 +55,13 @@ def _say_codex(transcript: Transcript, item: Record) -> None:
     elif kind in _OUTPUTS:
         output = item.get("output")
         found = json_of(output.encode("utf-8", "replace")) if isinstance(output, str) else output
-        code = None
+        failed = False
         if isinstance(found, dict):
             about = found.get("metadata")
             code = about.get("exit_code") if isinstance(about, dict) else None
+            failed = code not in (None, 0) or found.get("success") is False
             output = found.get("output", found.get("content", output))
-        transcript.result(str(item.get("call_id")), text_of(output), failed=code not in (None, 0))
+        text = text_of(output)
+        told = _EXIT.match(text)
+        failed = failed or (told is not None and int(told[1]) != 0)
+        transcript.result(str(item.get("call_id")), text, failed=failed)
