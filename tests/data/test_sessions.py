@@ -510,3 +510,39 @@ def test_commands_of_codex_that_failed(output: Any, failed: bool) -> None:
     (session,) = read_sessions(Path("rollout.jsonl"), lines(*records).encode())
     assert session.messages[2]["role"] == "tool"
     assert session.messages[2].get("is_error", False) is failed
+
+
+def said(role: str, text: str) -> dict[str, Any]:
+    return item(type="message", role=role, content=[{"type": "input_text", "text": text}])
+
+
+def event(kind: str, **fields: Any) -> dict[str, Any]:
+    return {"timestamp": "2026-09-02T08:00:01Z", "type": "event_msg", "payload": {"type": kind, **fields}}
+
+
+def test_turns_that_were_taken_back_in_codex() -> None:
+    records = [
+        said("user", "<environment_context>/src</environment_context>"),
+        said("user", "first"),
+        said("assistant", "first answer"),
+        said("user", "second"),
+        item(type="function_call", name="shell", arguments="{}", call_id="c1"),
+        item(type="function_call_output", call_id="c1", output="gone"),
+        said("assistant", "wrong"),
+        said("user", "<turn_aborted>stopped</turn_aborted>"),
+        said("user", "third"),
+        said("assistant", "wrong again"),
+        event("thread_rolled_back", num_turns=2),
+        said("user", "second, better"),
+        said("assistant", "right"),
+    ]
+    (found,) = read(lines(*records))
+    assert [text for _, text in found[1:]] == ["first", "first answer", "second, better", "right"]
+    for turns in (9, 2**70):
+        records[10] = event("thread_rolled_back", num_turns=turns)
+        (found,) = read(lines(*records))
+        assert [text for _, text in found[1:]] == ["second, better", "right"]
+    for odd in (0, -1, None, "2", 1.5, [1]):
+        records[10] = event("thread_rolled_back", num_turns=odd)
+        (found,) = read(lines(*records))
+        assert ("assistant", "wrong again") in found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.data.sessions.records import Record, json_of
 from engine.data.sessions.session import Session, Transcript, sessions_of, text_of
@@ -16,6 +17,16 @@ _EXIT = re.compile(
     r"(?:[^\n]{0,99}\n){0,3}Output:"
 )
 """What stands above a command's output, which may itself say such things."""
+_NO_REQUESTS = (
+    "<environment_context>",
+    "<user_instructions>",
+    "# AGENTS.md instructions",
+    "<skill>",
+    "<user_shell_command>",
+    "<turn_aborted>",
+    "<subagent_notification>",
+)
+"""How messages begin that Codex itself writes as the user."""
 
 
 def read_codex(path: Path, records: Sequence[Record]) -> Iterator[Session]:
@@ -37,7 +48,20 @@ def read_codex(path: Path, records: Sequence[Record]) -> Iterator[Session]:
                 transcript.say("system", text_of(told))
         elif record.get("type") == "response_item" or "payload" not in record:
             _say_codex(transcript, payload)
+        elif payload.get("type") == "thread_rolled_back":
+            _take_back(transcript, payload.get("num_turns"))
     yield from sessions_of("Codex", path, about.get("timestamp"), about.get("cwd"), transcript)
+
+
+def _take_back(transcript: Transcript, turns: Any) -> None:
+    """Takes the last requests out, with all that followed from them."""
+    requests = [
+        place
+        for place, message in enumerate(transcript.messages)
+        if message["role"] == "user" and not message["content"].lstrip().startswith(_NO_REQUESTS)
+    ]
+    if isinstance(turns, int) and turns > 0 and requests:
+        del transcript.messages[requests[max(0, len(requests) - turns)] :]
 
 
 def _say_codex(transcript: Transcript, item: Record) -> None:
