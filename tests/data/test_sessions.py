@@ -437,7 +437,7 @@ def read(text: str) -> list[list[tuple[str, str]]]:
 
 def test_what_no_model_wrote_is_no_answer() -> None:
     error = "API Error: 529 Overloaded"
-    said = [
+    records = [
         claude(1, None, "user", "fix it"),
         claude(2, 1, "assistant", [{"type": "text", "text": error}], isApiErrorMessage=True),
         claude(3, 2, "user", "go on"),
@@ -445,18 +445,20 @@ def test_what_no_model_wrote_is_no_answer() -> None:
         claude(5, 4, "user", "[Request interrupted by user]"),
         claude(6, 5, "assistant", [{"type": "text", "text": "No response requested."}]),
     ]
-    said[5]["message"]["model"] = "<synthetic>"
+    records[5]["message"]["model"] = "<synthetic>"
     spoken = [("user", "fix it"), ("user", "go on"), ("assistant", "fixed")]
-    assert read(lines(*said)) == [spoken]
-    assert read(lines(*[{key: record[key] for key in ("type", "message")} for record in said[2:]])) == [spoken[1:]]
-    assert read(lines(*said[:2])) == []
+    assert read(lines(*records)) == [spoken]
+    unlinked = [{"type": record["type"], "message": record["message"]} for record in records[2:]]
+    assert read(lines(*unlinked)) == [spoken[1:]]
+    assert read(lines(*records[:2])) == []
 
 
 def test_an_agent_that_a_call_started_is_another_conversation() -> None:
     """As `claude --print --output-format stream-json` writes it: no record names the one before it."""
 
     def streamed(parent: str | None, kind: str, content: Any) -> dict[str, Any]:
-        return {"type": kind, "message": {"role": kind, "content": content}, "parent_tool_use_id": parent}
+        message: dict[str, Any] = {"role": kind, "content": content}
+        return {"type": kind, "message": message, "parent_tool_use_id": parent}
 
     found = read(
         lines(
