@@ -548,3 +548,39 @@ def test_turns_that_were_taken_back_in_codex() -> None:
         records[10] = event("thread_rolled_back", num_turns=odd)
         (found,) = read(lines(*records))
         assert ("assistant", "wrong again") in found
+
+
+@pytest.mark.parametrize("kept", [None, ["first", "SUMMARY of it"]])
+def test_a_session_that_codex_compacted_becomes_two(kept: list[str] | None) -> None:
+    history = kept and [said("developer", "rules")["payload"], said("assistant", "once")["payload"]]
+    history = history and [*history, *(said("user", text)["payload"] for text in kept or ())]
+    records = [
+        {"type": "session_meta", "payload": {"timestamp": "2026-09-02T08:00:00Z", "instructions": "You are an agent."}},
+        said("user", "first"),
+        said("assistant", "first answer"),
+        {
+            "timestamp": "2026-09-03T08:00:00Z",
+            "type": "compacted",
+            "payload": {"message": "SUMMARY of it", **({"replacement_history": history} if history else {})},
+        },
+        said("user", "second"),
+        said("assistant", "second answer"),
+    ]
+    before, after = read_sessions(Path("rollout.jsonl"), lines(*records).encode())
+    assert [message["content"] for message in before.messages] == ["You are an agent.", "first", "first answer"]
+    told = [(message["role"], message["content"]) for message in after.messages if message["content"] != "rules"]
+    assert told == [
+        ("system", "You are an agent."),
+        ("user", "first"),
+        ("user", "SUMMARY of it"),
+        ("user", "second"),
+        ("assistant", "second answer"),
+    ]
+    assert (before.date[:10], after.date[:10]) == ("2026-09-02", "2026-09-03")
+
+
+def test_a_summary_that_cannot_be_read_compacts_nothing() -> None:
+    hidden = {"message": "", "replacement_history": [{"type": "compaction", "encrypted_content": "gAAA"}]}
+    records = [said("user", "first"), said("assistant", "once"), {"type": "compacted", "payload": hidden}]
+    (found,) = read(lines(*records, said("user", "second"), said("assistant", "again")))
+    assert [text for _, text in found] == ["first", "once", "second", "again"]

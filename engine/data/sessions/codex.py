@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.data.sessions.records import Record, json_of
+from engine.data.sessions.records import Record, json_of, objects_of
 from engine.data.sessions.session import Session, Transcript, sessions_of, text_of
 
 _CALLS = ("function_call", "custom_tool_call", "local_shell_call")
@@ -30,7 +30,7 @@ _NO_REQUESTS = (
 
 
 def read_codex(path: Path, records: Sequence[Record]) -> Iterator[Session]:
-    """Reads the session of a file, ~/.codex/sessions/YYYY/MM/DD/rollout-*.jsonl.
+    """Reads the sessions of a file, ~/.codex/sessions/YYYY/MM/DD/rollout-*.jsonl; a compaction begins another.
 
     Args:
         path: Of the file.
@@ -38,19 +38,44 @@ def read_codex(path: Path, records: Sequence[Record]) -> Iterator[Session]:
     """
     transcript = Transcript()
     about: Record = {}
+    began: Any = None
     for record in records:
         payload = record.get("payload")
         payload = payload if isinstance(payload, dict) else record
-        if record.get("type") == "session_meta":
+        kind = record.get("type")
+        if kind == "session_meta":
             if not about:
-                about = payload
-                told = payload.get("base_instructions") or payload.get("instructions")
-                transcript.say("system", text_of(told))
-        elif record.get("type") == "response_item" or "payload" not in record:
+                about, began = payload, payload.get("timestamp")
+                transcript.say("system", _instructions(about))
+        elif kind == "response_item" or "payload" not in record:
             _say_codex(transcript, payload)
-        elif payload.get("type") == "thread_rolled_back":
+        elif kind == "compacted" and text_of(payload.get("message")).strip():
+            yield from sessions_of("Codex", path, began, about.get("cwd"), transcript)
+            transcript, began = _compacted(transcript, _instructions(about), payload), record.get("timestamp")
+        elif kind == "event_msg" and payload.get("type") == "thread_rolled_back":
             _take_back(transcript, payload.get("num_turns"))
-    yield from sessions_of("Codex", path, about.get("timestamp"), about.get("cwd"), transcript)
+    yield from sessions_of("Codex", path, began, about.get("cwd"), transcript)
+
+
+def _instructions(about: Record) -> str:
+    return text_of(about.get("base_instructions") or about.get("instructions"))
+
+
+def _compacted(before: Transcript, instructions: str, payload: Record) -> Transcript:
+    """What a session goes on from: what people said so far, or the part that Codex kept, and a summary."""
+    after = Transcript()
+    history = objects_of(payload.get("replacement_history"))
+    if history:
+        after.say("system", instructions)
+        for item in history:
+            if item.get("role") in ("system", "developer", "user"):
+                _say_codex(after, item)
+    else:
+        after.messages = [message for message in before.messages if message["role"] in ("system", "user")]
+    summary = text_of(payload.get("message"))
+    if not any(summary.strip() in message["content"] for message in after.messages):
+        after.say("user", summary)
+    return after
 
 
 def _take_back(transcript: Transcript, turns: Any) -> None:
