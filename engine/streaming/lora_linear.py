@@ -125,15 +125,19 @@ class _LoraLinear(Function):
         weight = frozen.weight
         flat = x.reshape(-1, x.shape[-1])
         inner = _project(flat, factors.a, factors.rank)
+        # Not a view of what is computed: layers may change it in place (OLMo clips its projections so).
+        out = flat.new_empty((*x.shape[:-1], weight.shape[0]))
         if output_needed:
+            rows = out.view(-1, weight.shape[0])
             # The adapter's product comes first: the large matmul adds to it as it writes, and rounds the sum once.
-            out = inner @ factors.b.T if bias is None else torch.addmm(bias, inner, factors.b.T)
-            out.addmm_(flat, weight.T)
-        else:
-            out = flat.new_empty((flat.shape[0], weight.shape[0]))
+            if bias is None:
+                torch.mm(inner, factors.b.T, out=rows)
+            else:
+                torch.addmm(bias, inner, factors.b.T, out=rows)
+            rows.addmm_(flat, weight.T)
         ctx.save_for_backward(flat, inner)
         ctx.frozen, ctx.factors, ctx.adapter_dtype = frozen, factors, lora_a.dtype
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     @once_differentiable
