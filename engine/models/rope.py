@@ -12,12 +12,21 @@ ROPE_KEYS = ("rope_parameters", "rope_scaling", "max_position_embeddings", "orig
 def fixed_rope_context(config: Mapping[str, Any]) -> int | None:
     """Returns the longest input for which the rotary tables are fixed, in tokens; None if they always are.
 
+    Args:
+        config: config.json with the family's defaults, or the same keys of a transformers configuration.
+    """
+    return min(rope_changes(config), default=None)
+
+
+def rope_changes(config: Mapping[str, Any]) -> list[int]:
+    """Lists the lengths of an input, in tokens, beyond which rotary tables are others.
+
     This follows transformers (modeling_rope_utils). `dynamic` rescales for inputs beyond max_position_embeddings,
     regardless of other keys. `longrope` changes its factors beyond original_max_position_embeddings, for which a key of
     the configuration takes precedence over one of its rotary settings.
 
     Args:
-        config: config.json with the family's defaults, or the same keys of a transformers configuration.
+        config: As in `fixed_rope_context`.
     """
     lengths = []
     trained = "max_position_embeddings"
@@ -28,7 +37,7 @@ def fixed_rope_context(config: Mapping[str, Any]) -> int | None:
             lengths.append(_first_length(config.get(trained)))
         elif kind == "longrope":
             lengths.append(_first_length(config.get(original), settings.get(original), config.get(trained)))
-    return min(lengths, default=None)
+    return lengths
 
 
 def rope_type(config: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from engine.models.lm_head import piece_of, split_head, summed_cross_entropy
 from engine.models.mode import ModelMode
 from engine.models.recurrent_kernels import serve
 from engine.models.recurrent_mixers import recurrent_mixers, routed
-from engine.models.rope_tables import keep_tables_exact
+from engine.models.rope_tables import keep_tables_exact, tables_by_document
 from engine.models.router_balance import RouterBalance
 from engine.models.wide_gradients import WideGradients
 from engine.steps.padding import ModelInputs, model_inputs
@@ -259,6 +259,7 @@ class WholeSequenceStep:
         mixers = self._mixers if len(inputs.starts) > 1 else ()
         with (
             packed_attention(self._decoder.config, inputs.starts, len(inputs)),
+            tables_by_document(self._decoder, inputs.starts, len(window), len(inputs), self._device),
             routed(mixers, PackedMixers(inputs.starts, len(inputs))),
         ):
             yield inputs

@@ -22,6 +22,7 @@ from engine.attention.packed import packed_attention
 from engine.distributed.torch_process_group import TorchProcessGroup
 from engine.models.fine_tuning import AdapterTuning
 from engine.models.lm_head import split_head, summed_cross_entropy
+from engine.models.rope_tables import tables_by_document
 from engine.models.router_balance import refuse_auxiliary_loss
 from engine.optim.gradients import GradientPipeline
 from engine.randomness import draw_seed, keyed_numbers
@@ -149,8 +150,11 @@ class ZeroStep:
 
     def _loss(self, window: Window, label_smoothing: float) -> Tensor:
         inputs = model_inputs(window, self._fill_up_to, self._device)
-        config = split_head(self._model.get_base_model())[0].config
-        with packed_attention(config, inputs.starts, len(inputs)):
+        decoder: Any = split_head(self._model.get_base_model())[0]
+        with (
+            packed_attention(decoder.config, inputs.starts, len(inputs)),
+            tables_by_document(decoder, inputs.starts, len(window), len(inputs), self._device),
+        ):
             loss: Tensor = self._engine(
                 inputs.ids, inputs.labels, inputs.positions, label_smoothing, inputs.coefficients, inputs.labelled
             )
