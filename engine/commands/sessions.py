@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.commands.output import print_json
 from engine.errors import one_line
 from engine.errors.data import DATA_SET_UNUSABLE
-from engine.errors.usage import DATE_INVALID, FILE_UNWRITABLE
+from engine.errors.usage import DATE_INVALID, FILE_UNWRITABLE, SESSIONS_NONE
 from engine.home_folder import expand_home
 from engine.quantities import counted
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Lists the sessions, and writes them where a file is named.
 
     Raises:
-        EliteError: DATE_INVALID, OUTPUT_UNWRITABLE, or DATA_SET_UNUSABLE for a path that does not exist.
+        EliteError: DATE_INVALID, FILE_UNWRITABLE, SESSIONS_NONE, or DATA_SET_UNUSABLE for a path that does not exist.
     """
     from datetime import date
 
@@ -102,7 +102,7 @@ def _write(path: Path, found: Found) -> dict[str, Any]:
     """Writes the sessions to a new file, which appears whole.
 
     Raises:
-        EliteError: OUTPUT_UNWRITABLE.
+        EliteError: FILE_UNWRITABLE; SESSIONS_NONE, where no file would hold one.
     """
     from engine.data.sessions.collecting import session_row
     from engine.whole_file import replace_text
@@ -122,11 +122,18 @@ def _write(path: Path, found: Found) -> dict[str, Any]:
         row, masked = made
         secrets += masked
         lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    if not lines:
+        left = _left_out(found)
+        raise SESSIONS_NONE(problem=f"{counted(found.files, 'file')}{f', left out: {left}' if left else ''}")
     try:
         replace_text(path, "".join(lines))
     except OSError as error:
         raise FILE_UNWRITABLE(option="--out", path=path, problem=error.strerror or error) from error
     return {"path": str(path), "sessions": len(lines), "secrets": secrets}
+
+
+def _left_out(found: Found) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in found.skipped.most_common())
 
 
 def _show(found: Found, rows: list[dict[str, Any]], written: dict[str, Any] | None) -> None:
@@ -144,10 +151,12 @@ def _show(found: Found, rows: list[dict[str, Any]], written: dict[str, Any] | No
         console.print(table)
     if len(rows) > _SHOWN:
         console.print(f"and {len(rows) - _SHOWN:,} more (--json lists all)")
-    left = ", ".join(f"{count:,} {reason}" for reason, count in found.skipped.most_common())
+    left = _left_out(found)
     console.print(
         f"{counted(len(rows), 'session')} in {counted(found.files, 'file')}{f'; left out: {left}' if left else ''}"
     )
+    if found.files == found.skipped["no session"]:
+        console.print("read are files of Claude Code, Codex, SWE-agent, mini-swe-agent and OpenHands")
     if written is not None:
         path = one_line(written["path"])
         console.print(

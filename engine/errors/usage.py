@@ -29,6 +29,11 @@ DATE_INVALID = declare(
     "--{option} is {value}, which is no date",
     "write it as 2026-11-30",
 )
+SESSIONS_NONE = declare(
+    "sessions-none",
+    "there is no session to write: {problem}",
+    "pass files of Claude Code, Codex, SWE-agent, mini-swe-agent or OpenHands, and options that choose some of them",
+)
 FILE_UNWRITABLE = declare("file-unwritable", "{path} cannot be written: {problem}", "name another with {option}")
 INTERNAL = declare(
     "internal", "unexpected {kind}: {problem}", "please report this with {log}", exit_code=TRAINING_FAILED

@@ -132,7 +132,7 @@ def test_agents_sessions_in_a_place_that_cannot_be_are_one_line(capsys):
 
 def test_where_sessions_were_written_is_told_without_escapes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.jsonl").write_text("{}\n")
+    (tmp_path / "a.jsonl").write_text('{"type": "assistant", "message": {"content": "done"}}\n')
     assert main(["sessions", "a.jsonl", "--out", "\x1b[31mred"]) == 0
     assert "\x1b" not in capsys.readouterr().err
     answer(capsys, "sessions", "a.jsonl", "--out", "a" * 10_000)

@@ -584,3 +584,26 @@ def test_a_summary_that_cannot_be_read_compacts_nothing() -> None:
     records = [said("user", "first"), said("assistant", "once"), {"type": "compacted", "payload": hidden}]
     (found,) = read(lines(*records, said("user", "second"), said("assistant", "again")))
     assert [text for _, text in found] == ["first", "once", "second", "again"]
+
+
+def test_a_file_of_another_agent_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Gemini CLI and pi write them."""
+    gemini = {"sessionId": "a", "messages": [{"type": "user", "content": "q"}, {"type": "gemini", "content": "a"}]}
+    (tmp_path / "session.json").write_text(json.dumps(gemini))
+    pi = [{"type": "session"}, {"type": "message", "message": {"role": "assistant", "content": [{"text": "a"}]}}]
+    (tmp_path / "pi.jsonl").write_text(lines(*pi))
+    assert main(["sessions", str(tmp_path)]) == 0
+    assert "read are files of Claude Code, Codex" in capsys.readouterr().out
+    out = tmp_path / "out.jsonl"
+    assert main(["sessions", str(tmp_path), "--out", str(out)]) == 2
+    [error] = capsys.readouterr().err.splitlines()
+    assert "2 files, left out: 2 no session" in error
+    assert "Codex" in error
+    assert not out.exists()
+
+
+def test_no_session_that_is_chosen_leaves_no_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = home / "out.jsonl"
+    assert main(["sessions", str(home), "--repository", "nothing-of-this-name", "--out", str(out)]) == 2
+    assert "8 not chosen" in capsys.readouterr().err
+    assert not out.exists()
