@@ -173,7 +173,8 @@ _SECRET_FILES = re.compile(
     re.IGNORECASE,
 )
 _ARMOR = b"-----BEGIN "
-"Keys that are written as text begin with it (RFC 7468; RFC 9580, section 6.2). A book about them shows it further down."
+"""Keys that are written as text begin with it (RFC 7468; RFC 9580, section 6.2). A book about them shows it further
+down."""
 _LONGEST_POINTER = 1024
 _MINIFIED_MEAN_LINE = 300
 "Bytes a line, on average; people write about 35."
