@@ -103,10 +103,14 @@ class Conversation:
 
     def texts(self) -> list[str]:
         """Its strings that a person or a tool wrote, in order."""
-        found: list[str] = []
+        return [text for _, text in self.named_texts()]
 
-        def collect(text: str) -> str:
-            found.append(text)
+    def named_texts(self) -> list[tuple[str, str]]:
+        """Its `texts`, each behind the key that it stands under in a call's arguments; "" elsewhere."""
+        found: list[tuple[str, str]] = []
+
+        def collect(name: str, text: str) -> str:
+            found.append((name, text))
             return text
 
         self._mapped(collect)
@@ -115,7 +119,7 @@ class Conversation:
     def with_texts(self, texts: Sequence[str]) -> Conversation:
         """The conversation with other strings, as many as `texts` gives."""
         left = iter(texts)
-        return self._mapped(lambda _: next(left))
+        return self._mapped(lambda _, __: next(left))
 
     def answers(self) -> str:
         """What is trained on, as text."""
@@ -141,13 +145,13 @@ class Conversation:
             told.append(self.weights)
         return hashlib.sha256(json.dumps(told, sort_keys=True, allow_nan=False).encode()).digest()
 
-    def _mapped(self, change: Callable[[str], str]) -> Conversation:
+    def _mapped(self, change: Callable[[str, str], str]) -> Conversation:
         messages = []
         for message in self.messages:
             made = dict(message)
             for key in ("reasoning_content", "content"):
                 if isinstance(made.get(key), str):
-                    made[key] = change(made[key])
+                    made[key] = change("", made[key])
             if "tool_calls" in made:
                 made["tool_calls"] = [
                     {
@@ -161,12 +165,12 @@ class Conversation:
         return replace(self, messages=tuple(messages), rejected=rejected)
 
 
-def mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with its strings changed, in order; keys stay."""
+def mapped(value: Any, change: Callable[[str, str], str], name: str = "") -> Any:
+    """A JSON value with its strings changed, in order, each given the key that it stands under; keys stay."""
     if isinstance(value, str):
-        return change(value)
+        return change(name, value)
     if isinstance(value, dict):
-        return {key: mapped(inner, change) for key, inner in value.items()}
+        return {key: mapped(inner, change, str(key)) for key, inner in value.items()}
     return [mapped(inner, change) for inner in value] if isinstance(value, list) else value
 
 

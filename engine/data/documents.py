@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,12 +70,29 @@ class Texts:
         return Document(content.decode(), hashlib.sha256(content).digest()) if text.strip() else "empty"
 
 
+_VALUE = re.compile(r"[^\s\"'\\]+")
+"""What may be a secret as it stands, whose key alone tells that it is one."""
+
+
 def conversation_document(conversation: Conversation) -> Document:
-    """A conversation as a document: its texts, each with a line end behind it."""
+    """A conversation as a document: its texts, each with a line end behind it.
+
+    A single word among a call's arguments stands behind its key, as JSON writes it.
+    """
     # JSON may spell out half of a character outside the basic plane, which is no text.
     texts = [text.encode("utf-8", "replace").decode() for text in conversation.texts()]
     whole = conversation.with_texts(texts)
-    return Document("".join(f"{text}\n" for text in texts), whole.digest(), conversation=whole)
+    lines = (f"{before}{text}{after}\n" for before, text, after in _as_searched(whole))
+    return Document("".join(lines), whole.digest(), conversation=whole)
+
+
+def _as_searched(conversation: Conversation) -> Iterator[tuple[str, str, str]]:
+    """What stands before a text, the text, and what stands behind it."""
+    for name, text in conversation.named_texts():
+        if _VALUE.fullmatch(name) and _VALUE.fullmatch(text):
+            yield f'"{name.encode("utf-8", "replace").decode()}": "', text, '"'
+        else:
+            yield "", text, ""
 
 
 def edited_conversation(document: Document, edits: Sequence[Edit]) -> Conversation:
@@ -84,7 +102,8 @@ def edited_conversation(document: Document, edits: Sequence[Edit]) -> Conversati
     if not edits:
         return document.conversation
     texts, start = [], 0
-    for text in document.conversation.texts():
+    for before, text, after in _as_searched(document.conversation):
+        start += len(before)
         end = start + len(text)
         # A secret that reaches over several texts is taken out of each.
         inside = [
@@ -93,7 +112,7 @@ def edited_conversation(document: Document, edits: Sequence[Edit]) -> Conversati
             if edit.start < end and edit.end > start
         ]
         texts.append(edited(text, inside))
-        start = end + 1
+        start = end + len(after) + 1
     return document.conversation.with_texts(texts)
 
 
