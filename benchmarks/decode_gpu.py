@@ -217,14 +217,11 @@ def step(sizes: Sizes) -> list[dict[str, Any]]:
             optimizer.zero_grad(set_to_none=True)
             result = way.run([window], 1.0 / window.targets, _Silent())
             norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            guarded = rows_are_timed and isinstance(result.summed, torch.Tensor)
-            if guarded:  # in this order, as the loop does
-                launch_update(optimizer, [result.summed, norm])
-            loss = result.loss_sum
+            figures = [each for each in (result.summed, norm) if isinstance(each, torch.Tensor)]
+            if rows_are_timed:  # in this order, as the loop does
+                launch_update(optimizer, figures)
             assert math.isfinite(float(norm))
-            if rows_are_timed and not guarded:
-                optimizer.step()
-            return loss
+            return result.loss_sum
 
         rows_are_timed = False
         losses[graphs] = [update(window) for window in windows[:8]]  # of the same weights, graphs off and on
