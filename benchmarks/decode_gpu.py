@@ -188,7 +188,7 @@ def step(sizes: Sizes) -> list[dict[str, Any]]:
     base = random_model(find_model(sizes.model), placement)
     fuse_kernels(base, placement.device)
     model = attach_adapter(base, LoraSection(), seed=0).train()
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-4, fused=gpu)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-4, fused=True)
     plan = StreamPlan(tile=sizes.context, key_block=sizes.context, keep_layers=99, weights="nf4" if gpu else "resident")
     drawn, windows = np.random.default_rng(0), []
     for _ in range(sizes.windows):

@@ -331,3 +331,57 @@ def _machine(machine: dict) -> str:
     named = ("torch", "transformers", "peft", "bitsandbytes", "liger-kernel")
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in named)
     return f"One {machine['card']}, {versions}."
+
+
+def flash_attention_4_table() -> str:
+    """Attention kernels, short steps and rows beside unsloth with the package flash-attn-4, and without it."""
+    found = json.loads((RESULTS / "flash-attn-4-h200.json").read_text())
+    return "\n\n".join([_kernels(found["kernels"]), _kernel_steps(found), _kernel_rows(found["short"])])
+
+
+def _kernels(rows: list[dict]) -> str:
+    lines = [
+        "| heads / KV heads, head size | kernel | block forward | backward | documents, both passes |",
+        "|---" * 5 + "|",
+    ]
+    names = {"cudnn": "cuDNN", "flash": "FlashAttention-2", "flash-attn-4": "FlashAttention-4"}
+    for row in sorted(rows, key=lambda row: (row["head_dim"], row["heads"], list(names).index(row["kernel"]))):
+        forward, backward = row["block_tflops"]
+        documents = "–" if row["documents_graph_ms"] is None else f"{row['documents_graph_ms']:.2f} ms"
+        cells = f"{row['heads'].replace('/', ' / ')}, {row['head_dim']}", names[row["kernel"]]
+        lines.append(f"| {' | '.join(cells)} | {forward} TFLOP/s | {backward} TFLOP/s | {documents} |")
+    return "\n".join(lines)
+
+
+def _kernel_steps(found: dict) -> str:
+    lines = ["| | flash-attn-4 | tokens/s | kernels run | training begins |", "|---" * 5 + "|"]
+    for kind, rows in (("step", found["steps"]), ("`engine train`", found["train"])):
+        for row in rows:
+            if not row["graphs"]:
+                continue
+            ran = row.get("profile", {}).get("busy_ms")
+            begins = row.get("phases", {}).get("training")
+            cells = (
+                kind,
+                "yes" if row["flash_attn_4"] else "no",
+                f"{row['tokens_per_second']:,.0f}",
+                "–" if ran is None else f"{ran:.0f} of {row['profile']['span_ms']:.0f} ms",
+                "–" if begins is None else f"{begins:.1f} s",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _kernel_rows(rows: list[dict]) -> str:
+    lines = [
+        "| tokens a row | tokens an update | unsloth, activations kept | as engine train runs it | times unsloth |",
+        "|---" * 5 + "|",
+    ]
+    ours = {(row["row"], row["tokens"]): row for row in rows if row["way"] == "as engine train runs it"}
+    for rival in rows:
+        if rival["way"] == "unsloth, activations kept":
+            own = ours[rival["row"], rival["tokens"]]
+            speeds = [f"{row['tokens'] / row['seconds']:,.0f} tokens/s" for row in (rival, own)]
+            times = f"{rival['seconds'] / own['seconds']:.2f}"
+            lines.append(f"| {rival['row']:,} | {rival['tokens']:,} | {' | '.join(speeds)} | {times} |")
+    return "\n".join(lines)

@@ -337,7 +337,7 @@ def troubleshooting_page() -> str:
         "- **Perplexity rises at a long context.** Past the length that a model was trained with its positions are "
         "stretched; a few hundred steps have to teach them.",
         "- **Which attention kernel a run takes** is measured at its start, among those that compute rightly on the "
-        "card; `--set stream.attention=efficient` (or flash, cudnn, flash-attn) takes another one.",
+        "card; `--set stream.attention=efficient` (or flash, cudnn, flash-attn, flash-attn-4) takes another one.",
     ]
     return "\n".join(lines).rstrip() + "\n"
 
