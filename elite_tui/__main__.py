@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 from multiprocessing import resource_tracker
@@ -69,6 +70,8 @@ def _run(args: argparse.Namespace) -> int:
             "elite-tui: this needs a terminal; `engine` does the same without one", file=sys.stderr
         )
         return 2
+    for name in ("COLUMNS", "LINES"):  # of a shell that exports them: Textual would never see another size
+        os.environ.pop(name, None)
     references: list[str] = []
     if args.command == "monitor":
         from engine.runs.run_index import find_run

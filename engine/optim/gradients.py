@@ -34,7 +34,7 @@ class GradientPipeline:
     "Transforms that clipping must not undo."
 
     def apply(self, parameters: Sequence[Parameter], step: int) -> float | Tensor:
-        """Transforms the gradients for the update after `step` updates, and returns their norm before clipping."""
+        """Transforms gradients for the update after `step` updates; returns their norm before clipping, shape ()."""
         for transform in self.before:
             transform(parameters, step)
         norm = self.clip(parameters)

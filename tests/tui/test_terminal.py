@@ -131,11 +131,12 @@ class Tmux:
             time.sleep(0.05)
         raise AssertionError("the app did not start")
 
-    def start_in_shell(self, *command: str) -> None:
-        """Runs the app in an interactive shell, which has job control."""
+    def start_in_shell(self, *command: str, exported: str) -> None:
+        """Runs the app in an interactive shell, which has job control, with some exported variables."""
         Path(self._folder).mkdir(exist_ok=True)
         self.run("new-session", "-d", "-x", "80", "-y", "24", "bash --noprofile --norc -i")
-        self.run("send-keys", shlex.join([sys.executable, "-m", "elite_tui", *command]), "Enter")
+        app = shlex.join([sys.executable, "-m", "elite_tui", *command])
+        self.run("send-keys", f"export {exported}; {app}", "Enter")
 
     @property
     def text(self) -> str:
@@ -176,7 +177,7 @@ needs_tmux = pytest.mark.skipif(
 def test_ctrl_c_names_the_key_that_quits_and_ctrl_z_gives_the_shell_back(live_run):
     tmux = Tmux()
     try:
-        tmux.start_in_shell("monitor", live_run.id)
+        tmux.start_in_shell("monitor", live_run.id, exported="COLUMNS=80 LINES=24")
         tmux.wait_for(lambda text: "● training" in text)
         tmux.run("send-keys", "C-c")
         tmux.wait_for(lambda text: "ctrl+q quits" in text)
