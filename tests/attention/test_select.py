@@ -51,12 +51,17 @@ class OfAnotherVersion(CpuFlash):
         raise TypeError("got an unexpected keyword argument 'softcap'")
 
 
+class Asserts(CpuFlash):
+    def forward(self, q, k, v, *, causal, scale):
+        raise AssertionError("(head_dim, head_dim_v)=(16, 16) is not supported on SM100")
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
 def test_a_right_backend_is_timed(heads, kv_heads):
     assert 0 < time_backend(CpuFlash(), CPU, torch.float32, heads, kv_heads, 16) < math.inf
 
 
-@pytest.mark.parametrize("kind", [AcrossBorders, AcrossEvenBorders, HalfTheValues, Refuses, OfAnotherVersion])
+@pytest.mark.parametrize("kind", [AcrossBorders, AcrossEvenBorders, HalfTheValues, Refuses, OfAnotherVersion, Asserts])
 def test_a_wrong_backend_takes_for_ever(kind: type[AttentionBackend]):
     assert time_backend(kind(), CPU, torch.float32, 4, 2, 16) == math.inf
 
@@ -68,7 +73,7 @@ def test_a_backend_is_checked_where_nothing_is_trained(mode):
         assert time_backend(HalfTheValues(), CPU, torch.float32, 4, 2, 16) == math.inf
 
 
-@pytest.mark.parametrize("kind", [AcrossBorders, AcrossEvenBorders, HalfTheValues, Refuses, OfAnotherVersion])
+@pytest.mark.parametrize("kind", [AcrossBorders, AcrossEvenBorders, HalfTheValues, Refuses, OfAnotherVersion, Asserts])
 def test_the_only_backend_and_one_that_was_asked_for_are_checked_too(kind, monkeypatch):
     monkeypatch.setattr(select, "BACKENDS", (kind,))
     select.select_backend.cache_clear()
