@@ -15,7 +15,7 @@ from engine.attention.tokens_first import TokensFirst
 from engine.benchmarking.streaming import timed
 from engine.streaming.lone_tile import DeviceDocuments
 
-SHAPES = ((12, 2, 128), (14, 2, 64), (28, 4, 128), (16, 2, 256))
+SHAPES = ((12, 2, 128), (14, 2, 64), (28, 4, 128), (16, 2, 256), (8, 4, 256))
 """Query heads, key heads, width."""
 
 BLOCKS = ((4096, 32768), (8192, 32768), (8192, 131072), (16384, 32768), (16384, 65536))
