@@ -38,7 +38,7 @@ run: $(STAMP) ## Start the wizard
 	$(BIN)/elite-tui
 
 test: $(DEV) ## Run the test suite, with the same examples of each property every time
-	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15 $(ARGS)
+	$(BIN)/python -u -m pytest -n auto --dist worksteal --durations=15 $(ARGS)
 
 test-quick: $(DEV) ## Run the tests that take less than 0.6 s each: three minutes on two cores
 	$(BIN)/python -m pytest -n auto --dist worksteal --quick $(ARGS)

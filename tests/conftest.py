@@ -43,7 +43,7 @@ providers._get_local_constants = lambda: _none if settings.default.derandomize e
 _EXPLORED = 5
 "Times as many examples while exploring."
 
-pytest_plugins = ["tests.quick", "tests.seeded", "tests.shuffled"]
+pytest_plugins = ["tests.quick", "tests.seeded", "tests.shuffled", "tests.watchdog"]
 
 # A pass of the garbage collector over the million objects that collection leaves takes half a second.
 gc.disable()
