@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from gguf import GGUFReader
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from support.exports import VOCABULARY, finished_run, save_base
-from support.llama_cpp import llama_cpp, open_server
+from support.llama_cpp import llama_cpp, llama_server
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -215,23 +214,16 @@ def test_its_server_switches_an_adapter_on_and_off(runs, tmp_path):
     expected = {0.0: greedy(plain, ids, 12)}
     expected[1.0] = greedy(PeftModel.from_pretrained(plain, run.adapter_path).eval(), ids, 12)
     assert expected[0.0] != expected[1.0]
-    server = open_server(base.path / "base-f32.gguf", adapter)
-
-    def ask(path, body=None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(server.listening_address + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return json.load(response)
-
-    [listed] = ask("/lora-adapters")
-    assert (listed["path"], listed["scale"]) == (str(adapter), 1.0)
     body = {"prompt": ids, "n_predict": 12, "temperature": 0, "ignore_eos": True, "return_tokens": True}
-    for scale in (1.0, 0.0, 1.0):
-        ask("/lora-adapters", [{"id": listed["id"], "scale": scale}])
-        # After a switch, the server goes on with what it has cached of a prompt under the other scale.
-        assert ask("/completion", {**body, "cache_prompt": False})["tokens"] == expected[scale]
-    for scale in (0.0, 1.0, 0.0):  # a request that names its own scale empties that cache
-        assert ask("/completion", {**body, "lora": [{"id": 0, "scale": scale}]})["tokens"] == expected[scale]
+    with llama_server(base.path / "base-f32.gguf", adapter) as ask:
+        [listed] = ask("/lora-adapters")
+        assert (listed["path"], listed["scale"]) == (str(adapter), 1.0)
+        for scale in (1.0, 0.0, 1.0):
+            ask("/lora-adapters", [{"id": listed["id"], "scale": scale}])
+            # After a switch, the server goes on with what it has cached of a prompt under the other scale.
+            assert ask("/completion", {**body, "cache_prompt": False})["tokens"] == expected[scale]
+        for scale in (0.0, 1.0, 0.0):  # a request that names its own scale empties that cache
+            assert ask("/completion", {**body, "lora": [{"id": 0, "scale": scale}]})["tokens"] == expected[scale]
 
 
 @pytest.mark.parametrize("lora", [{"dora": True}, {"targets": ["q_proj", "lm_head"]}])
@@ -263,10 +255,8 @@ def test_whole_words_are_refused_where_it_would_encode_them_otherwise(
         refusal = error
     monkeypatch.setattr(gguf_tokenizer, "_check_whole_words", lambda *_: None)
     written = export(run, "gguf", tmp_path / "any", "f32", check=False)
-    server = open_server(next(written.path.glob("*.gguf")))
-    body = json.dumps({"content": word, "add_special": False}).encode()
-    request = urllib.request.Request(f"{server.listening_address}/tokenize", body, {"Content-Type": "application/json"})
-    told = json.load(urllib.request.urlopen(request, timeout=60))["tokens"]
+    with llama_server(next(written.path.glob("*.gguf"))) as ask:
+        told = ask("/tokenize", {"content": word, "add_special": False})["tokens"]
     assert (refusal is not None) == (told != tokenizer.encode(word, add_special_tokens=False).ids)
     assert (refusal is not None) == (ignores != (name == "llama-bpe"))
     if refusal is not None:
