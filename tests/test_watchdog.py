@@ -38,23 +38,42 @@ def test_hangs():
 }
 
 
-@pytest.mark.parametrize("how", HANGS)
-def test_a_hang_is_reported_with_its_place_and_the_others_run(how, tmp_path):
-    (tmp_path / "conftest.py").write_text(
+def run_pytest(folder, tests, *options):
+    """Runs a file of tests under the watchdog, with a second for each of its limits."""
+    (folder / "conftest.py").write_text(
         "from tests import watchdog\nwatchdog.GRACE_S = 1\npytest_plugins = ['tests.watchdog']\n"
     )
-    imports = "import ctypes, threading, time\nimport pytest\n"
-    (tmp_path / "test_hang.py").write_text(imports + HANGS[how] + "\ndef test_after():\n    pass\n")
-    (tmp_path / "pytest.ini").write_text("[pytest]\ntimeout = 1\n")
-    found = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "1", "-p", "no:cacheprovider"],
-        cwd=tmp_path,
+    (folder / "test_hang.py").write_text(f"import atexit, ctypes, threading, time\nimport pytest\n{tests}")
+    (folder / "pytest.ini").write_text("[pytest]\ntimeout = 1\n")
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider"],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+@pytest.mark.parametrize("how", HANGS)
+def test_a_hang_is_reported_with_its_place_and_the_others_run(how, tmp_path):
+    found = run_pytest(tmp_path, HANGS[how] + "\ndef test_after():\n    pass\n", "-n", "1")
     assert found.returncode == 1, found.stdout
     assert re.search(r"[12] failed, 1 passed", found.stdout)  # the test, and the process that its end cost
     assert "crashed while running 'test_hang.py::test_hangs'" in found.stdout
     assert "in test_hangs" in found.stderr or "in waits" in found.stderr
+
+
+def test_a_process_that_does_not_end_after_its_last_test_is_ended(tmp_path):
+    found = run_pytest(
+        tmp_path,
+        "def forever():\n    threading.Event().wait()\n\natexit.register(forever)\ndef test_passes():\n    pass\n",
+    )
+    assert "1 passed" in found.stdout
+    assert found.returncode == 1
+    assert "in forever" in found.stderr
+
+
+def test_a_test_without_a_limit_takes_its_time(tmp_path):
+    found = run_pytest(tmp_path, "def test_is_slow():\n    time.sleep(3)\n", "--timeout", "0")
+    assert found.returncode == 0, found.stderr

@@ -12,6 +12,7 @@ import os
 from collections.abc import Generator
 
 import pytest
+from pytest_timeout import get_env_settings
 
 GRACE_S = 300
 "What a test's fixtures may take to end once its timeout has passed, and a process once its last test has."
@@ -26,8 +27,9 @@ def pytest_configure() -> None:
 
 def _arm(item: pytest.Item) -> None:
     marker = item.get_closest_marker("timeout")
-    limit = marker.args[0] if marker and marker.args else item.config.getini("timeout")
-    faulthandler.dump_traceback_later(float(limit) + GRACE_S, exit=True, file=_stderr)
+    limit = marker.args[0] if marker and marker.args else get_env_settings(item.config).timeout
+    if limit:  # none in a debugger, where somebody asks for 0
+        faulthandler.dump_traceback_later(float(limit) + GRACE_S, exit=True, file=_stderr)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -49,7 +49,9 @@ def llama_server(file: Path, *adapters: Path) -> Iterator[Callable[..., Any]]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        address = next(line for line in process.stdout if line.startswith("listens at ")).split()[-1]
+        told = next((line for line in process.stdout if line.startswith("listens at ")), None)
+        assert told is not None, f"the server ended with status {process.wait()}"
+        address = told.split()[-1]
 
         def ask(path: str, body: object = None) -> Any:
             data = None if body is None else json.dumps(body).encode()
